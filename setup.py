@@ -1,0 +1,61 @@
+"""Packaging of outmodal. Tool settings and build requirements are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (ROOT / "src/outmodal/__init__.py").read_text(), re.MULTILINE
+)[1]
+
+setup(
+    name="outmodal",
+    version=VERSION,
+    description="Pretrain encoders for new modalities against frozen encoders of known ones",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={
+        "outmodal": ["py.typed", "slurm/*"],
+        "outmodal.data": ["embedded_files/*", "clip_vocabulary/*"],
+        "outmodal.train": ["recipes/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=4.57,<6",
+        "accelerate>=1.10",
+        "deepspeed>=0.18",
+        "webdataset>=1.0,<2",
+        "pydantic>=2.10,<3",
+        "tyro>=1.0,<2",
+        "PyYAML>=6",
+        "numpy>=2",
+        "scipy>=1.13",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "pillow>=11",
+        "soundfile>=0.13",
+        "av>=14",
+        "tensorboard>=2.18",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.110",
+            "ruff>=0.9",
+            "mypy>=1.15",
+            "types-PyYAML",
+            "types-tqdm",
+            "build>=1.2",
+        ],
+    },
+    entry_points={"console_scripts": ["outmodal = outmodal.launch.cli:main"]},
+)
