@@ -1,0 +1,1 @@
+"""Shards on disk and the exact stream of batches made from them."""

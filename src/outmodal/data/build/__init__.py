@@ -1,0 +1,1 @@
+"""Builders: one file a source, all writing the same shards and manifest."""
