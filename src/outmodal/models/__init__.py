@@ -1,0 +1,1 @@
+"""Learners, perceptors, heads, connectors, objectives and exports."""
