@@ -1,0 +1,1 @@
+"""Methods and the one engine that trains them all."""

@@ -1,0 +1,132 @@
+"""What every method is: trainable parts, stages, the streams a step needs, and one forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from outmodal.data.batch import Batch, StreamSpec
+from outmodal.models.learners import Learner
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one loss composition."""
+
+    name: str
+    epochs: int
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Result of one step.
+
+    Attributes:
+        loss: Scalar to differentiate. Its gradient, averaged over ranks, is the gradient of
+            the objective on the global batch.
+        logs: Scalars worth a line in metrics.jsonl, already global.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a method may know about its run when it is built.
+
+    Attributes:
+        seed: Run seed.
+        batch: Global batch per stream and step.
+        classes: Class names in label order.
+        labels: split -> [N] int64 labels in index order, -1 where absent.
+        dims: modality -> feature size, for modalities that are vectors in the data set.
+        learners: modality -> trainable encoder.
+        train_split, eval_split: Names of the splits.
+        epochs: Total epochs of the run.
+    """
+
+    seed: int
+    batch: int
+    classes: tuple[str, ...]
+    labels: Mapping[str, NDArray[np.int64]]
+    dims: Mapping[str, int]
+    learners: Mapping[str, Learner]
+    train_split: str
+    eval_split: str
+    epochs: int
+
+
+class Passes(Protocol):
+    """Full passes over the data that the engine runs for a method between epochs."""
+
+    def infer(self, what: str, spec: StreamSpec) -> dict[str, Tensor]:
+        """Run `Method.infer(what, batch)` once over every sample of `spec` (its `batch` is the
+        global batch of the pass) in eval mode without gradients.
+
+        Returns full tensors on the CPU, equal on every rank, rows in the order of `spec.select`
+        (or of the split), every sample exactly once.
+        """
+        ...
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return full fp32 CPU copies of a submodule's parameters, whatever the sharding."""
+        ...
+
+
+class Method(nn.Module, ABC):
+    """One training system. The engine calls `forward` through its wrapper, once per step.
+
+    Everything that decides what is trained lives here; the engine knows no modality.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """Ordered stages; their epochs add up to the run's epochs."""
+
+    @abstractmethod
+    def streams(self, stage: str) -> Sequence[StreamSpec]:
+        """Streams whose batches a step of this stage receives. Empty selections are allowed:
+        such a stream's batch is missing from the step's dictionary."""
+
+    @abstractmethod
+    def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
+        """Loss of one step. `step` is the global step, for counter-based noise."""
+
+    @abstractmethod
+    def infer(self, what: str, batch: Batch) -> dict[str, Tensor]:
+        """Per-row outputs of a full pass; "logits" and "embedding:MODALITY" are the usual
+        values of `what`."""
+
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch: one pass over the training split unless a method says otherwise."""
+        return len(self.context.labels[self.context.train_split]) // self.context.batch
+
+    def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
+        """Refresh sets or targets; return scalars to log."""
+        return {}
+
+    def evaluate(self, passes: Passes) -> dict[str, float]:
+        """Metrics on the evaluation split, in 0..1 where they are rates."""
+        return {}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer: {"name", "params", optional "lr_scale", "weight_decay"}."""
+        return [{"name": "all", "params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Tensors beyond parameters and buffers that a resumed run needs (sets, queues, EMAs)."""
+        return {}
+
+    def load_method_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `method_state` returned."""

@@ -1,0 +1,81 @@
+"""Full passes over the data for a method, between epochs: see `methods.base.Passes`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from outmodal.data.batch import Batch, StreamSpec
+from outmodal.train import gather
+from outmodal.train.backend import Backend
+
+_ROWS_AT_ONCE = 65_536  # gathered over ranks together: bounds the memory on an accelerator
+
+
+class EnginePasses:
+    """Runs passes through a backend's wrapper.
+
+    Args:
+        backend: What the engine trains with.
+        open_pass: Gives this rank's batches of a pass.
+    """
+
+    def __init__(
+        self, backend: Backend, open_pass: Callable[[StreamSpec], Iterator[Batch]]
+    ) -> None:
+        self._backend, self._open_pass = backend, open_pass
+
+    def infer(self, what: str, spec: StreamSpec) -> dict[str, Tensor]:
+        """See `Passes.infer`."""
+        training = self._backend.router.training
+        self._backend.router.eval()
+        rows: dict[str, list[Tensor]] = {}
+        index: list[Tensor] = []
+        device = gather.world().device
+        for batch in self._open_pass(spec):
+            out = self._backend.infer(what, batch.to(device))
+            valid = batch.valid.cpu()
+            index.append(batch.index[valid].cpu())
+            for name, value in out.items():
+                rows.setdefault(name, []).append(value.detach().cpu()[valid])
+        self._backend.router.train(training)
+        return _ordered(rows, index)
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """See `Passes.weights`."""
+        own = {id(p): name for name, p in module.named_parameters()}
+        found = {
+            full: own[id(p)]
+            for full, p in self._backend.router.method.named_parameters()
+            if id(p) in own
+        }
+        layout = self._backend.layout
+        gathered = layout.gather(layout.masters, only=set(found))
+        return {found[full]: value.float() for full, value in gathered.items()}
+
+
+def _ordered(rows: dict[str, list[Tensor]], index: list[Tensor]) -> dict[str, Tensor]:
+    """Gather over ranks and sort by index: selections are sorted, so this is their order."""
+    if not index:
+        return {}
+    places = gather.all_gather_rows(torch.cat(index)).cpu()
+    order = torch.argsort(places, stable=True)
+    if len(torch.unique(places)) != len(places):
+        raise RuntimeError("a pass gave a sample twice")
+    return {name: _gathered(torch.cat(parts))[order] for name, parts in rows.items()}
+
+
+def _gathered(local: Tensor) -> Tensor:
+    """All ranks' rows on the CPU in rank order, a bounded number at a time."""
+    if gather.world().size == 1:
+        return local
+    most = gather.max_over_ranks([len(local)])[0]
+    parts: list[list[Tensor]] = [[] for _ in range(gather.world().size)]
+    for start in range(0, max(most, 1), _ROWS_AT_ONCE):
+        for part, piece in zip(
+            parts, gather.all_gather_pieces(local[start : start + _ROWS_AT_ONCE]), strict=True
+        ):
+            part.append(piece.cpu())
+    return torch.cat([piece for part in parts for piece in part])

@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_EVERY = 20.0  # seconds between lines where stderr is no terminal
+
+
+class Progress:
+    """Counts steps, with the time that is left. Silent on all but the main process.
+
+    Args:
+        total: Steps of the whole run.
+        done: Steps that an earlier start of the run has done.
+        shown: False makes it silent.
+    """
+
+    def __init__(self, total: int, done: int = 0, shown: bool = True) -> None:
+        self._total, self._first, self._done, self._shown = total, done, done, shown
+        self._begin = self._last = time.monotonic()
+        self._bar: Any = None
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, leave=False)
+
+    def advance(self, label: str, values: Mapping[str, float]) -> None:
+        """One more step; `values` are shown where a line is due."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.set_description_str(label, refresh=False)
+            if values:
+                self._bar.set_postfix_str(_text(values), refresh=False)
+            self._bar.update(1)
+        elif self._shown and time.monotonic() - self._last >= _EVERY:
+            self._last = time.monotonic()
+            self.say(f"{label}: step {self._done}/{self._total}, {self._left()} {_text(values)}")
+
+    def reach(self, label: str, done: int, total: int) -> None:
+        """`done` of `total` are done, of something whose size was not known before."""
+        self._done, self._total = done - 1, total
+        if self._bar is not None:
+            self._bar.total, self._bar.n = total, max(0, done - 1)
+        self.advance(label, {})
+
+    def say(self, text: str, stream: TextIO | None = None) -> None:
+        """One line that stays."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=stream or sys.stderr)
+        else:
+            (stream or sys.stderr).write(text.rstrip() + "\n")
+
+    def _left(self) -> str:
+        spent = time.monotonic() - self._begin
+        seconds = spent / max(1, self._done - self._first) * (self._total - self._done)
+        minutes, rest = divmod(round(seconds), 60)
+        return f"about {minutes // 60}:{minutes % 60:02d}:{rest:02d} left"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _text(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name}={value:.4g}" for name, value in values.items())

@@ -1,0 +1,273 @@
+"""A run from its plan to its result: data, features, learners, method, engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outmodal.data.batch import Batch, StreamSpec
+from outmodal.data.cache import cache_dir
+from outmodal.data.labels import read_labels
+from outmodal.data.manifest import Dataset, open_dataset
+from outmodal.data.plan import check_split
+from outmodal.data.stream import Loader, StreamConfig, resolve_streams
+from outmodal.data.transform import Transform
+from outmodal.errors import UserError, nearest
+from outmodal.models.embed import embed_dataset
+from outmodal.models.learners import Learner, LearnerConfig, build_learner
+from outmodal.models.perceptors import PerceptorConfig, load_perceptor
+from outmodal.train import checkpoint, gather, rng
+from outmodal.train.checkpoint import CheckpointStore
+from outmodal.train.engine import Engine, EngineConfig
+from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method
+from outmodal.train.methods.base import Context
+from outmodal.train.optim import OptimConfig
+from outmodal.train.progress import Progress
+from outmodal.train.runfolder import RunFolder, beat, on_main
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that decides a run.
+
+    Attributes:
+        out: The run's folder.
+        config_text: The whole configuration as YAML; repeating it goes on with the run.
+    """
+
+    out: Path
+    seed: int
+    data: StreamConfig
+    learners: Sequence[LearnerConfig]
+    perceptors: Sequence[PerceptorConfig]
+    method: AnyMethodConfig
+    optim: OptimConfig
+    engine: EngineConfig
+    config_text: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves.
+
+    Attributes:
+        out: The run's folder.
+        metrics: The last evaluation.
+        steps: Optimizer steps.
+    """
+
+    out: Path
+    metrics: dict[str, float]
+    steps: int
+
+
+def train(plan: RunPlan) -> RunResult:
+    """Run a plan to its end, or go on with it; a run that is done returns its result again.
+
+    Raises:
+        UserError: The plan does not fit the data or the run that is in the folder.
+        StoppedEarly: A signal asked for it, after a complete checkpoint.
+    """
+    engine = plan.engine
+    group = engine.strategy.startswith("zero")
+    world = gather.open_world(engine.device, engine.timeout, group=group)
+    folder = RunFolder(plan.out)
+    with folder.held(), _settled(engine.threads):
+        folder.start(plan.config_text)
+        done = folder.result()
+        if done is not None:
+            return RunResult(plan.out, done["metrics"], done["step"])
+        rng.seed_everything(plan.seed)
+        dataset = _features(plan)
+        transforms = _transforms(plan, dataset)
+        data = _fixed_streams(plan, dataset)
+        method = _method(plan, dataset, transforms)
+        with Loader(dataset, transforms, data, rank=world.rank, world=world.size) as loader:
+            trainer = Engine(
+                method, _LoaderFeed(loader, plan.seed), plan.optim, engine, folder, plan.seed
+            )
+            try:
+                metrics = trainer.fit()
+            finally:
+                trainer.close()
+        return RunResult(plan.out, metrics, trainer.at.step)
+
+
+def restore_method(
+    plan: RunPlan, ema: bool = True
+) -> tuple[AnyMethod, Mapping[str, Transform], Dataset]:
+    """The method of a run with the weights of its newest readable checkpoint, on the CPU.
+
+    Args:
+        plan: The run.
+        ema: Take the averaged weights where the run has them.
+
+    Returns:
+        The method in eval mode, the transforms by modality, and the data set it trained on.
+
+    Raises:
+        UserError: The run has no complete checkpoint.
+    """
+    path = CheckpointStore(plan.out / "checkpoints").newest()
+    if path is None:
+        raise UserError(f"run {plan.out} has no checkpoint yet: train it first")
+    dataset = _features(plan)
+    transforms = _transforms(plan, dataset)
+    method = _method(plan, dataset, transforms)
+    tensors = checkpoint.read(path, ("weights", "ema", "method")).tensors
+    chosen = dict(tensors["weights"]) | (dict(tensors["ema"]) if ema else {})
+    with torch.no_grad():
+        for name, held in [*method.named_parameters(), *method.named_buffers()]:
+            if name in chosen:
+                held.copy_(chosen[name])
+    method.load_method_state(tensors["method"])
+    return method.eval(), transforms, dataset
+
+
+class _LoaderFeed:
+    """The engine's feed over a data set's loader."""
+
+    def __init__(self, loader: Loader, seed: int) -> None:
+        self._loader, self._seed = loader, seed
+
+    def epoch(
+        self, specs: Sequence[StreamSpec], epoch: int, start_step: int, steps: int
+    ) -> Iterator[dict[str, Batch]]:
+        return self._loader.open_epoch(
+            specs, seed=self._seed, epoch=epoch, start_step=start_step, steps=steps
+        )
+
+    def full_pass(self, spec: StreamSpec) -> Iterator[Batch]:
+        return self._loader.open_pass(spec)
+
+    def state(self) -> dict[str, Any]:
+        return {"streams": self._loader.streams}
+
+
+def _features(plan: RunPlan) -> Dataset:
+    """The data set, with the perceptors' features in place of what they perceive.
+
+    Features are computed once and kept in the cache, under a name that says what made them.
+    """
+    dataset = open_dataset(plan.data.path)
+    if not plan.perceptors:
+        return dataset
+    perceptors = [load_perceptor(cfg, dataset) for cfg in plan.perceptors]
+    kept = sorted({cfg.modality for cfg in plan.learners} - {p.modality for p in perceptors})
+    request = {
+        "dataset": dataset.fingerprint(),
+        "perceptors": sorted(f"{p.modality} {p.identity}" for p in perceptors),
+        "inputs": {p.modality: p.transform.config.model_dump(mode="json") for p in perceptors},
+        "keep": kept,
+    }
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    out = cache_dir() / "features" / digest[:24]
+
+    def compute() -> None:
+        label = f"features of {', '.join(p.modality for p in perceptors)}"
+        with Progress(0) as progress:
+
+            def report(done: int, total: int) -> None:
+                beat()
+                progress.reach(label, done, total)
+
+            for p in perceptors:
+                p.to(gather.world().device)
+            embed_dataset(dataset, perceptors, kept, out, progress=report)
+
+    on_main(compute)
+    return open_dataset(out)
+
+
+def _transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
+    """Inputs of the learners, and of every modality that is a vector."""
+    from outmodal.data.inputs import vector_input_for
+
+    names = [cfg.modality for cfg in plan.learners]
+    if len(set(names)) < len(names):
+        raise UserError(f"two learners for one modality in {names}: leave one of them out")
+
+    def build() -> dict[str, Transform]:
+        return {c.modality: c.input.build(dataset, c.modality, plan.out) for c in plan.learners}
+
+    on_main(lambda: build() and None)  # files that an input writes into the run folder
+    transforms = build()
+    for name, spec in dataset.manifest.modalities.items():
+        if spec.kind == "vector" and name not in transforms:
+            transforms[name] = vector_input_for(spec).build(dataset, name, plan.out)
+    return transforms
+
+
+def _fixed_streams(plan: RunPlan, dataset: Dataset) -> StreamConfig:
+    """The data section with the number of streams that the run began with."""
+    data, size = plan.data, gather.world().size
+    if data.batch % plan.engine.accumulate:
+        raise UserError(
+            f"engine.accumulate={plan.engine.accumulate} does not divide data.batch={data.batch}"
+        )
+    sizes = [shard.samples for shard in dataset.split(data.train_split).shards]
+    piece = data.batch // plan.engine.accumulate
+    path = plan.out / "streams.json"
+
+    def choose() -> int:
+        if path.is_file():
+            return int(json.loads(path.read_text("utf-8"))["streams"])
+        streams = resolve_streams(data, len(sizes), piece, size)
+        checkpoint.write_json(path, {"streams": streams})
+        return streams
+
+    fixed = data.model_copy(update={"streams": on_main(choose)})
+    resolve_streams(fixed, len(sizes), piece, size)
+    check_split(data.train_split, sizes, fixed.streams, piece, size * max(1, data.workers))
+    return fixed
+
+
+def _method(plan: RunPlan, dataset: Dataset, transforms: Mapping[str, Transform]) -> AnyMethod:
+    rng.seed_everything(plan.seed)
+    learners: dict[str, Learner] = {}
+    for cfg in plan.learners:
+        if cfg.modality not in dataset.manifest.modalities:
+            raise UserError(
+                f"learner for '{cfg.modality}': the data set has no such modality"
+                + nearest(cfg.modality, dataset.manifest.modalities)
+            )
+        resolved = cfg.model_copy(update={"input": transforms[cfg.modality].config})
+        learners[cfg.modality] = build_learner(resolved)
+    data = plan.data
+    context = Context(
+        seed=plan.seed,
+        batch=data.batch,
+        classes=dataset.manifest.classes,
+        labels={s: read_labels(dataset, s) for s in {data.train_split, data.eval_split}},
+        dims={
+            name: spec.shape[0]
+            for name, spec in dataset.manifest.modalities.items()
+            if spec.kind == "vector" and spec.shape
+        },
+        learners=learners,
+        train_split=data.train_split,
+        eval_split=data.eval_split,
+        epochs=plan.engine.epochs,
+    )
+    return build_method(plan.method, context)
+
+
+@contextmanager
+def _settled(threads: int) -> Iterator[None]:
+    """What decides the order of sums is fixed for a run: CPU threads, cuDNN's choices."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    before = torch.get_num_threads()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", gather.world().size))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,83 @@
+"""One rank of test_ranks.py: gradients of each method on this rank's part of a global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from outmodal.data.batch import Batch
+from outmodal.train import gather
+from outmodal.train.methods import AlignConfig, CoxConfig, EntMinConfig, build_method
+from tests.train.methods.fakes import Passes, make_context, make_world
+
+SMALL = {"unknown": "touch", "vib_hidden": 16, "vib_latent": 4, "warmup_epochs": 1}
+CONFIGS = {
+    "entmin": EntMinConfig(unknown="touch"),
+    "align": AlignConfig(),
+    **{
+        f"cox_{explore}": CoxConfig.model_validate({**SMALL, "explore": explore})
+        for explore in ("mean_posterior", "all_pairs", "knn")
+    },
+    "cox_code": CoxConfig.model_validate({**SMALL, "fidelity": "code"}),
+}
+
+
+def own_rows(batch: Batch) -> Batch:
+    """This rank's contiguous part of a global batch."""
+    world = gather.world()
+    count = len(batch) // world.size
+    rows = slice(world.rank * count, (world.rank + 1) * count)
+    return replace(
+        batch,
+        index=batch.index[rows],
+        label=batch.label[rows],
+        x={m: t[rows] for m, t in batch.x.items()},
+        present={m: t[rows] for m, t in batch.present.items()},
+        valid=batch.valid[rows],
+    )
+
+
+def gradients(name: str) -> dict[str, Tensor]:
+    """Rank-averaged gradients and logs of two steps of a method."""
+    world = make_world(train=200, test=40)
+    # uneven masks: most of the missing rows fall on one rank
+    world.absent["train"] = {"touch": list(range(60)), "image": list(range(50, 100))}
+    config = CONFIGS[name]
+    learners = ("touch", "image") if name == "align" else ()
+    method = build_method(config, make_context(world, learners=learners))
+    stage = [s.name for s in method.stages()][-1]
+    method.on_epoch_start(1, stage, Passes(world, method))
+    out: dict[str, Tensor] = {}
+    for step in range(2):
+        batches = world.step(list(method.streams(stage)), step)
+        # in index order, so that the rows without a modality meet one rank
+        for spec in method.streams(stage):
+            if spec.name in batches:
+                batches[spec.name] = world.batch(
+                    spec, batches[spec.name].index.sort().values.numpy()
+                )
+        result = method({n: own_rows(b) for n, b in batches.items()}, stage, step)
+        result.loss.backward()
+        out |= {f"{name}/{step}/{k}": v.detach().clone() for k, v in result.logs.items()}
+    for key, p in method.named_parameters():
+        grad = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        if gather.world().size > 1:
+            dist.all_reduce(grad)
+        out[f"{name}/grad/{key}"] = grad / gather.world().size
+    return out
+
+
+def main(job: Mapping[str, Any]) -> None:
+    """Compute all methods' gradients; the main rank writes them to `job["out"]`."""
+    torch.set_num_threads(1)
+    gather.open_world("cpu")
+    results = {k: v for name in CONFIGS for k, v in gradients(name).items()}
+    if gather.is_main():
+        save_file({k: v.contiguous() for k, v in results.items()}, job["out"])
+    gather.barrier()
