@@ -311,3 +311,12 @@ def test_bands_as_channels_hold_the_same_numbers() -> None:
     deep = LogMelInput(bands="channels").build(None, "speech", None)(WAVE, "key")
     assert deep.shape == (40, 1, 51)
     assert torch.equal(deep[:, 0], high[0])
+
+
+def test_per_clip_normalisation_hides_the_level() -> None:
+    transform = LogMelInput(per_clip=True).build(None, "speech", None)
+    wave = np.random.default_rng(1).standard_normal(8000).astype(np.float32) * 0.1
+    loud, quiet = transform(wave, "key"), transform(wave * 0.25, "key")
+    assert torch.allclose(loud, quiet, atol=1e-4)
+    assert abs(float(loud.mean())) < 1e-4
+    assert abs(float(loud.std()) - 1) < 1e-2

@@ -134,6 +134,7 @@ class LogMelInput(ClipInput):
         hop: Samples between frames.
         f_min, f_max: Lowest and highest frequency in Hz.
         mean, std: dB to subtract, and to divide by.
+        per_clip: Use each clip's own mean and deviation instead, so that its level is not seen.
     """
 
     name: Literal["log_mel"] = "log_mel"
@@ -145,6 +146,7 @@ class LogMelInput(ClipInput):
     f_max: float = Field(default=4000.0, gt=0)
     mean: float = -26.0
     std: float = Field(default=11.0, gt=0)
+    per_clip: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -188,7 +190,10 @@ class LogMelTransform(Transform):
 
     def __call__(self, value: Value, key: str) -> Tensor:
         decibel = self.mel(self.clip(value, key))
-        normal = (decibel - np.float32(self.settings.mean)) / np.float32(self.settings.std)
+        mean, std = np.float32(self.settings.mean), np.float32(self.settings.std)
+        if self.settings.per_clip:
+            mean, std = decibel.mean(), np.maximum(decibel.std(), np.float32(1e-3))
+        normal = (decibel - mean) / std
         return as_tensor(normal).reshape(self.shape)
 
     def save(self, folder: Path) -> None:

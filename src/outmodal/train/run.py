@@ -246,7 +246,7 @@ def _method(plan: RunPlan, dataset: Dataset, transforms: Mapping[str, Transform]
         seed=plan.seed,
         batch=data.batch,
         classes=dataset.manifest.classes,
-        labels={s: read_labels(dataset, s) for s in {data.train_split, data.eval_split}},
+        labels={s: read_labels(dataset, s) for s in (data.train_split, data.eval_split)},
         dims={
             name: spec.shape[0]
             for name, spec in dataset.manifest.modalities.items()
