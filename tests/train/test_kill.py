@@ -68,7 +68,7 @@ def compare(torn: Path, calm: Path) -> None:
     assert not saving(torn)
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(1, "single"), (2, "zero2")])
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "single"), (2, "ddp"), (2, "zero2")])
 def test_killed_run_equals_an_undisturbed_one(
     server: ForkServer, data: str, tmp_path: Path, ranks: int, strategy: str
 ) -> None:
