@@ -26,10 +26,11 @@ from outmodal.data.manifest import (
 from outmodal.data.shards import ShardWriter, read_shard
 from outmodal.data.transform import BaseInput, Transform
 from outmodal.errors import UserError
-from outmodal.models import embed as embed_module
+from outmodal.models import embed_common
 from outmodal.models.embed import embed_dataset
+from outmodal.models.embed_common import OVERHEAD, first_holders
 from outmodal.models.perceptors import ExportedPerceptor, load_perceptor
-from outmodal.models.vector_memory import OVERHEAD, VectorMemory
+from outmodal.models.perceptors.base import Precision
 from tests.data.tiny import RATE, WORDS, make_tiny
 from tests.models.encoders import export
 
@@ -49,6 +50,7 @@ class Fake:
     def __init__(self, dataset: Dataset, modality: str, *, fail_at: int = -1, dim: int = 4) -> None:
         self.modality, self.dim = modality, dim
         self.identity = f"fake:{modality}@0"
+        self.precision: Precision = "fp32"
         self.transform: Transform = INPUTS[modality].build(dataset, modality, None)
         self.fail_at = fail_at
         self.batches: list[int] = []
@@ -229,8 +231,7 @@ def same_speech(root: Path) -> Dataset:
 def test_killed_and_resumed_gives_the_same_bytes(
     share: float, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = held * (16 + 128 + OVERHEAD)
-    monkeypatch.setattr(embed_module, "VectorMemory", lambda: VectorMemory(limit))
+    monkeypatch.setattr(embed_common, "LIMIT", held * (16 + 128 + OVERHEAD))
     draws = np.random.default_rng(1).integers(0, 30, 60)
     texts = [f"a {WORDS[n % 10]} thing number {n // 10}" for n in draws.tolist()]
     dataset = prompts(tmp_path / "data", texts, per_shard=5)
@@ -262,7 +263,7 @@ def test_only_the_shard_that_was_lost_is_made_again(dataset: Dataset, tmp_path: 
     fake = Fake(dataset, "force")
     embed_dataset(dataset, [fake], (), out, progress=lambda a, b: done.append((a, b)))
     assert fake.batches == [8, 6]  # the damaged shard, and the last one
-    assert done[0] == (0, 36)
+    assert done[0] == (22, 36)  # what is there already
     assert done[-1] == (36, 36)
     whole = embed_dataset(dataset, [Fake(dataset, "force")], (), tmp_path / "whole")
     assert bytes_of(out) == bytes_of(whole.root)
@@ -294,11 +295,11 @@ def test_other_settings_are_not_mixed_into_a_folder(
 
 
 def test_a_folder_with_something_else_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a data set already"):
+    with pytest.raises(UserError, match="no record of how it was built"):
         embed_dataset(dataset, [Fake(dataset, "force")], (), dataset.root)
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds 'thesis.txt' already"):
+    with pytest.raises(UserError, match=r"it holds 'thesis.txt'"):
         embed_dataset(dataset, [Fake(dataset, "force")], (), tmp_path / "busy")
 
 
@@ -394,11 +395,20 @@ def test_features_that_are_not_finite_are_refused(dataset: Dataset, tmp_path: Pa
         embed_dataset(dataset, [Broken(dataset, "force")], (), tmp_path / "out")
 
 
-def test_the_memory_holds_the_newest_and_depends_on_puts_alone() -> None:
-    memory = VectorMemory(limit=3 * (OVERHEAD + 4))
-    assert memory.holds(4) == 3
-    for digest in "abcad":
-        memory.get("b")
-        memory.put(digest, b"1234")
-    assert [memory.get(d) is not None for d in "abcd"] == [True, False, True, True]
-    assert len(memory) == 3
+def test_common_hashes_go_to_the_first_shard_that_holds_them() -> None:
+    shards = [np.array(h, np.uint64) for h in ([1, 5, 7], [], [5, 6, 7, 9], [1, 7, 2**64 - 1])]
+    assert [h.tolist() for h in first_holders(shards, 10)] == [[1, 5, 7], [], [], []]
+    assert [h.tolist() for h in first_holders(shards, 2)] == [[1, 7], [], [], []]
+    assert [h.tolist() for h in first_holders(shards[1:], 10)] == [[], [7], []]
+    assert first_holders([], 10) == []
+
+
+def test_large_inputs_are_encoded_once_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prompts(tmp_path / "data", ["a red thing"] * 6 + ["blue"] * 6, per_shard=4)
+    monkeypatch.setattr(embed_common, "SMALL", 5)
+    fake = Fake(dataset, "text")
+    out = embed_dataset(dataset, [fake], (), tmp_path / "out")
+    assert fake.batches == [1, 1, 1]  # blue for all shards; red in the first, red in the second
+    assert all(v is not None for v in vectors(out, "text"))

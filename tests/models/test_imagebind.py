@@ -335,3 +335,13 @@ def test_a_recipe_names_the_perceptor(dataset: Dataset, weights: Path) -> None:
     assert load_perceptor(config, dataset).identity.startswith("imagebind:thermal@")
     with pytest.raises(ValidationError, match="tower"):
         TypeAdapter(PerceptorConfig).validate_python({**recipe, "tower": "smell"})
+
+
+def test_it_knows_its_own_features_without_loading(dataset: Dataset, weights: Path) -> None:
+    for modality in ("image", "text"):
+        loaded = load(dataset, modality, weights)
+        auto = ImageBindPerceptor(modality=modality, path=str(weights))
+        assert loaded.identity in auto.identities()
+    assert len(ImageBindPerceptor(modality="image", path=str(weights)).identities()) == 6
+    chosen = ImageBindPerceptor(modality="image", path=str(weights), tower="depth")
+    assert [name.partition("@")[0] for name in chosen.identities()] == ["imagebind:depth"]

@@ -379,3 +379,10 @@ def test_without_weights_the_message_says_what_to_put_where(
         load(dataset, "image", tmp_path / "image")
     for part in ("config.json", "huggingface.co/LanguageBind", "MIT", f"folder {tmp_path}/image"):
         assert part in str(caught.value)
+
+
+def test_it_knows_its_own_features_without_loading(dataset: Dataset) -> None:
+    folder = LANGUAGEBIND / "image"
+    names = LanguageBindPerceptor(modality="image", path=str(folder)).identities()
+    assert load(dataset, "image", folder).identity in names
+    assert len(names) == 2

@@ -302,9 +302,7 @@ def test_features_are_made_once_and_stand_for_what_is_perceived(
     plan = replace(tiny_plan(tmp_path / "run", data), perceptors=(Perceiving(),))  # type: ignore[arg-type]
     train(plan)
     features = list((tmp_path / "cache" / "features").iterdir())
-    monkeypatch.setattr(
-        "outmodal.models.embed._Embedder.run", lambda *_: pytest.fail("computed again")
-    )
+    monkeypatch.setattr("outmodal.models.embed._Work.run", lambda *_: pytest.fail("computed again"))
     _, transforms, dataset = restore_method(plan)
     assert [dataset.root] == features
     assert dataset.manifest.modalities["force"].perceptor == "tiny:1"

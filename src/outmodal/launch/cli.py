@@ -33,8 +33,9 @@ COMMANDS: Mapping[str, Command] = {
     "data": Command("data", "build, index, check, stats, show: make and look at data sets"),
     "embed": Command("embed", "run frozen perceptors once over a data set, keep their features"),
     "train": Command("train", "train a recipe; repeat the command to resume"),
-    "eval": Command("evaluate", "evaluate a run or an export on a data set"),
+    "eval": Command("evaluate", "evaluate a run, an export, or perceptors alone, on a data set"),
     "export": Command("export", "export a run's encoder for transformers.AutoModel"),
+    "bench": Command("bench", "measure perceptors' towers, and cached against live features"),
     "doctor": Command("doctor", "check this machine and its installation"),
 }
 

@@ -4,29 +4,22 @@
     OUT/.embed/request.json                        what was asked for; it stays
     OUT/.embed/train-000000.tar.json               record of a finished shard, until the end
 
-The same request gives the same bytes, whether it ran through or was killed and repeated. An
-encoder's last bits depend on which rows share a batch, and so on what was encoded before; a
-resumed run therefore reads the vectors of finished shards back into its memory of vectors.
+The same request gives the same bytes, whether one process made them or several, and whether they
+ran through or were killed and repeated.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from outmodal.data.decode import DecodeError, find_member
-from outmodal.data.encode import encode_npy
+from outmodal.data.claim import claimed, writing
 from outmodal.data.manifest import (
     MANIFEST,
-    RESERVED,
     Dataset,
     Manifest,
     Modality,
@@ -35,23 +28,51 @@ from outmodal.data.manifest import (
     open_dataset,
     write_manifest,
 )
-from outmodal.data.shards import ShardDamage, ShardWriter, read_shard
 from outmodal.data.skips import SkipLedger, SkipRecord
 from outmodal.errors import UserError, nearest
+from outmodal.models.embed_common import CommonInputs
 from outmodal.models.embed_record import (
-    ShardRecord,
-    claimed,
+    WORK,
     finish,
     kept_record,
-    write_record,
-    writing,
+    read_record,
 )
+from outmodal.models.embed_shard import Place, ShardMaker
 from outmodal.models.perceptors import Perceptor
-from outmodal.models.vector_memory import VectorMemory
+
+_WHAT = "the features"
 
 DType = Literal["float32", "float16"]
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in total) at the start and after every shard."""
+
+
+class Team(Protocol):
+    """The processes that make one data set of features together."""
+
+    def main(self, act: Callable[[], Any]) -> Any:
+        """Run `act` on one process; return its JSON-able result on all, when it is there."""
+        ...
+
+    def share(self, items: Sequence[int], act: Callable[[int], Any]) -> Iterator[list[Any]]:
+        """Run `act` on each item on some process.
+
+        Yields on all processes the JSON-able results of the next items, in order, as they come.
+        """
+        ...
+
+
+class Alone:
+    """A team of one process."""
+
+    def main(self, act: Callable[[], Any]) -> Any:
+        """See Team.main."""
+        return act()
+
+    def share(self, items: Sequence[int], act: Callable[[int], Any]) -> Iterator[list[Any]]:
+        """See Team.share."""
+        for item in items:
+            yield [act(item)]
 
 
 def embed_dataset(
@@ -63,6 +84,7 @@ def embed_dataset(
     batch: int = 256,
     progress: Progress | None = None,
     max_skips: int = 100,
+    team: Team | None = None,
 ) -> Dataset:
     """Write the data set whose perceived modalities are vectors, or go on with one begun.
 
@@ -78,24 +100,48 @@ def embed_dataset(
         batch: Inputs encoded together.
         progress: Called at the start and after each shard.
         max_skips: Corrupt inputs to tolerate; each counts as a missing modality.
+        team: The processes that share the work; all of them call this with equal arguments. None
+            is this one alone.
 
     Raises:
         UserError: An unknown modality, a broken shard, too many corrupt inputs, an `out` that
             holds something else or cannot be written.
     """
     by_modality = _check_request(dataset, perceptors, keep, dtype, batch)
+    team = team or Alone()
+    maker = ShardMaker(dataset, by_modality, keep, out, np.dtype(dtype), batch)
+    request = _request(dataset, by_modality, keep, dtype, batch)
     total = sum(split.samples for split in dataset.manifest.splits.values())
     report = progress or (lambda done, total: None)
-    request = _request(dataset, by_modality, keep, dtype, batch)
-    with writing(out), claimed(out, request):
-        if not (out / MANIFEST).exists():
-            ledger = SkipLedger(max_skips, str(dataset.root))
-            embedder = _Embedder(dataset, by_modality, tuple(keep), out, dtype, batch, ledger)
-            shards = embedder.run(lambda done: report(done, total))
-            write_manifest(out, _manifest(dataset, by_modality, keep, shards))
-            finish(out)
+    with writing(out, _WHAT), _claimed_by_one(team, out, request):
+        if not team.main(lambda: (out / MANIFEST).exists()):
+            work = _Work(maker, SkipLedger(max_skips, str(dataset.root)), team)
+            work.run(lambda done: report(done, total))
+            team.main(lambda: _complete(work.shards(), maker))
         report(total, total)
     return open_dataset(out)
+
+
+@contextmanager
+def _claimed_by_one(team: Team, out: Path, request: Mapping[str, Any]) -> Iterator[None]:
+    """Hold `out` on the team's main process while all of them work in it."""
+    with ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(claimed(out, WORK, request))
+
+        team.main(_naming(out, take))
+        yield
+
+
+def _naming(out: Path, act: Callable[..., Any]) -> Callable[..., Any]:
+    """`act` with failures of the file system as UserErrors, which a team knows to pass on."""
+
+    def run(*args: Any) -> Any:
+        with writing(out, _WHAT):
+            return act(*args)
+
+    return run
 
 
 def _check_request(
@@ -139,6 +185,7 @@ def _request(
     return {
         "dataset": dataset.fingerprint(),
         "perceptors": {m: p.identity for m, p in sorted(perceptors.items())},
+        "precision": {m: p.precision for m, p in sorted(perceptors.items())},
         "inputs": {
             m: p.transform.config.model_dump(mode="json") for m, p in sorted(perceptors.items())
         },
@@ -176,207 +223,68 @@ def _manifest(
     )
 
 
-@dataclass
-class _Row:
-    """One sample on its way: what it keeps, and the digests of what is encoded."""
+def _complete(shards: Mapping[str, ShardInfo], maker: ShardMaker) -> None:
+    """Write the manifest and clear away what was needed until now."""
+    with writing(maker.out, _WHAT):
+        kept = sorted(maker.passed)
+        write_manifest(maker.out, _manifest(maker.dataset, maker.perceptors, kept, shards))
+        finish(maker.out)
 
-    key: str
-    members: dict[str, bytes]
-    digests: dict[str, str] = field(default_factory=dict)
 
+class _Work:
+    """Everything between the claim and the manifest."""
 
-class _Embedder:
-    """Goes through the shards in order, encoding what its memory of vectors does not hold."""
+    def __init__(self, maker: ShardMaker, ledger: SkipLedger, team: Team) -> None:
+        self.maker, self.ledger, self.team = maker, ledger, team
+        self.places = list(_places(maker.dataset))
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        perceptors: Mapping[str, Perceptor],
-        keep: tuple[str, ...],
-        out: Path,
-        dtype: DType,
-        batch: int,
-        ledger: SkipLedger,
-    ) -> None:
-        self.dataset, self.perceptors, self.out = dataset, perceptors, out
-        self.passed = {*RESERVED, *keep}
-        self.dtype, self.batch, self.ledger = np.dtype(dtype), batch, ledger
-        self.memories = {m: VectorMemory() for m in perceptors}
-
-    def run(self, report: Callable[[int], None]) -> dict[str, ShardInfo]:
-        """Make every shard that is not there yet; return all by file name."""
-        done, made = 0, {}
-        unread: list[ShardRecord] = []
+    def run(self, report: Callable[[int], None]) -> None:
+        """Make every shard that is not there yet."""
+        missing = self.team.main(_naming(self.maker.out, self._missing))
+        gone = set(missing)
+        for number, place in enumerate(self.places):
+            if number not in gone:
+                self._count(read_record(self.maker.out, place.info.file).skips)
+        done = sum(p.info.samples for n, p in enumerate(self.places) if n not in gone)
         report(done)
-        for split, number, info in self._shards():
-            record = kept_record(self.out, info)
-            if record is None:
-                self._recall(unread)
-                record = self._make(split, number, info)
-            else:
-                self.ledger.extend(SkipRecord(**skip) for skip in record.skips)
-                unread.append(record)
-            made[info.file] = record.shard
-            done += info.samples
+        known = self._common() if missing else {}
+
+        def make(number: int) -> list[dict[str, Any]]:
+            return list(self.maker.make(self.places[number], known, self.ledger).skips)
+
+        made = iter(missing)
+        for results in self.team.share(missing, _naming(self.maker.out, make)):
+            for skips in results:
+                self._count(skips)
+                done += self.places[next(made)].info.samples
             report(done)
-        return made
 
-    def _shards(self) -> Iterator[tuple[str, int, ShardInfo]]:
-        """Yield (split, position of its first sample, shard)."""
-        for name, split in self.dataset.manifest.splits.items():
-            first = 0
-            for info in split.shards:
-                yield name, first, info
-                first += info.samples
+    def shards(self) -> dict[str, ShardInfo]:
+        """Source's file name -> shard that was made of it."""
+        files = [place.info.file for place in self.places]
+        return {file: read_record(self.maker.out, file).shard for file in files}
 
-    def _recall(self, records: list[ShardRecord]) -> None:
-        """Bring the memories to what they were after these finished shards; empties the list."""
-        for record in records[self._first_needed(records) :]:
-            vectors: dict[str, dict[str, bytes]] = {m: {} for m in self.perceptors}
-            for position, _, members in read_shard(self.out / record.shard.file):
-                for modality, digests in record.digests.items():
-                    digest = digests[position]
-                    if digest is not None:
-                        vectors[modality][digest] = members[f"{modality}.npy"]
-            self._remember(record.digests, vectors)
-        records.clear()
+    def _missing(self) -> list[int]:
+        return [n for n, p in enumerate(self.places) if kept_record(self.maker.out, p.info) is None]
 
-    def _first_needed(self, records: Sequence[ShardRecord]) -> int:
-        """Position of the last record from which on the distinct vectors fill every memory."""
-        room = {
-            m: memory.holds(len(_npy(np.zeros(self.perceptors[m].dim), self.dtype)))
-            for m, memory in self.memories.items()
-        }
-        seen: dict[str, set[str | None]] = {m: {None} for m in room}
-        for number in reversed(range(len(records))):
-            for modality, digests in records[number].digests.items():
-                seen[modality].update(digests)
-            if all(len(seen[m]) > room[m] for m in room):
-                return number
-        return 0
+    def _common(self) -> dict[str, dict[str, bytes]]:
+        """Encode what several shards hold."""
+        common = CommonInputs(self.maker, self.places)
+        self._all(range(len(self.places)), common.scan)
+        self._all(common.assign(), common.encode)
+        return common.table()
 
-    def _remember(
-        self,
-        digests: Mapping[str, Sequence[str | None]],
-        vectors: Mapping[str, Mapping[str, bytes]],
-    ) -> None:
-        for modality, memory in self.memories.items():
-            for digest in digests[modality]:
-                if digest is not None:
-                    memory.put(digest, vectors[modality][digest])
+    def _all(self, items: Sequence[int], act: Callable[[int], Any]) -> None:
+        for _ in self.team.share(items, _naming(self.maker.out, act)):
+            pass
 
-    def _make(self, split: str, first: int, info: ShardInfo) -> ShardRecord:
-        """Encode and write one shard, then its record."""
-        skips: list[SkipRecord] = []
-        coders = {
-            m: _Coder(p, self.dataset.modality(m), self.memories[m], self.batch, self.dtype)
-            for m, p in self.perceptors.items()
-        }
-        rows = []
-        for position, key, members in self._read(info):
-            row = _Row(key, {s: b for s, b in members.items() if _modality(s) in self.passed})
-            for modality, coder in coders.items():
-                try:
-                    coder.add(modality, row, members)
-                except DecodeError as error:
-                    reason = f"{modality}: {error.reason}"
-                    skips.append(SkipRecord(split, info.file, first + position, key, reason))
-                    self.ledger.add(skips[-1])
-            rows.append(row)
-        vectors = {m: coder.finish() for m, coder in coders.items()}
-        return self._write(info, rows, vectors, skips)
-
-    def _read(self, info: ShardInfo) -> Iterator[tuple[int, str, dict[str, bytes]]]:
-        try:
-            yield from read_shard(self.dataset.shard_path(info), stop=info.samples)
-        except ShardDamage as damage:
-            raise UserError(
-                f"{damage}; run `outmodal data check {self.dataset.root}`, mend the shard, and "
-                "run the same command again: finished shards are kept"
-            ) from None
-
-    def _write(
-        self,
-        info: ShardInfo,
-        rows: Sequence[_Row],
-        vectors: Mapping[str, Mapping[str, bytes]],
-        skips: Sequence[SkipRecord],
-    ) -> ShardRecord:
-        with ShardWriter(self.out / info.file) as shard:
-            for row in rows:
-                own = {f"{m}.npy": vectors[m][digest] for m, digest in row.digests.items()}
-                # a sample keeps its place even where nothing is left of it
-                shard.add(row.key, {**row.members, **own} or {"json": b"{}"})
-        digests = {m: tuple(row.digests.get(m) for row in rows) for m in self.perceptors}
-        self._remember(digests, vectors)
-        record = ShardRecord.of(info, shard.info, digests, skips)
-        write_record(self.out, record)
-        return record
+    def _count(self, skips: Sequence[Mapping[str, Any]]) -> None:
+        self.ledger.extend(SkipRecord(**skip) for skip in skips)
 
 
-def _npy(vector: NDArray[Any], dtype: np.dtype[Any]) -> bytes:
-    """The bytes of a stored vector."""
-    return encode_npy(vector.astype(dtype))
-
-
-def _modality(suffix: str) -> str:
-    """The modality of a member: the part before its first dot."""
-    return suffix.partition(".")[0]
-
-
-class _Coder:
-    """Encodes one modality of one shard, every distinct input once."""
-
-    def __init__(
-        self,
-        perceptor: Perceptor,
-        spec: Modality,
-        memory: VectorMemory,
-        batch: int,
-        dtype: np.dtype[Any],
-    ) -> None:
-        self.perceptor, self.spec, self.memory = perceptor, spec, memory
-        self.batch, self.dtype = batch, dtype
-        self.vectors: dict[str, bytes] = {}
-        self.waiting: dict[str, Tensor] = {}
-        # noise is drawn from the key, so equal bytes are equal inputs only under one key
-        self.keyed = getattr(perceptor.transform.config, "noise", None) is not None
-
-    def add(self, modality: str, row: _Row, members: Mapping[str, bytes]) -> None:
-        """Take in one sample; notes the digest of its input in `row`. Raises DecodeError."""
-        data = find_member(self.spec, modality, members)
-        if data is None:
-            return
-        digest = self._digest(row.key, data)
-        if digest not in self.vectors and digest not in self.waiting:
-            known = self.memory.get(digest)
-            if known is not None:
-                self.vectors[digest] = known
-            else:
-                transform = self.perceptor.transform
-                self.waiting[digest] = transform.from_bytes(self.spec, data, row.key)
-        row.digests[modality] = digest
-        if len(self.waiting) == self.batch:
-            self._encode()
-
-    def finish(self) -> dict[str, bytes]:
-        """Encode what is waiting; return digest -> npy of everything that was added."""
-        if self.waiting:
-            self._encode()
-        return self.vectors
-
-    def _digest(self, key: str, data: bytes) -> str:
-        salt = hashlib.blake2b(key.encode(), digest_size=16).digest() if self.keyed else b""
-        return hashlib.blake2b(data, digest_size=16, person=salt).hexdigest()
-
-    def _encode(self) -> None:
-        found = self.perceptor.encode(torch.stack(list(self.waiting.values())))
-        vectors = found.float().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise UserError(
-                f"perceptor {self.perceptor.identity} gives values that are not finite: use "
-                "precision fp32, or another perceptor"
-            )
-        for digest, vector in zip(self.waiting, vectors, strict=True):
-            self.vectors[digest] = _npy(vector, self.dtype)
-        self.waiting.clear()
+def _places(dataset: Dataset) -> Iterator[Place]:
+    for name, split in dataset.manifest.splits.items():
+        first = 0
+        for info in split.shards:
+            yield Place(name, first, info)
+            first += info.samples

@@ -236,6 +236,12 @@ def all_gather_rows(t: Tensor) -> Tensor:
     return torch.cat(all_gather_pieces(t))
 
 
+def all_gather_objects(value: Any) -> list[Any]:
+    """Return every rank's `value` in rank order, on every rank. JSON types only."""
+    raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return [json.loads(bytes(piece.cpu().tolist())) for piece in all_gather_pieces(raw)]
+
+
 class _Gather(torch.autograd.Function):
     """Concatenation over ranks whose backward is the reduce-scatter of the sum."""
 

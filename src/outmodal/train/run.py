@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,24 +13,23 @@ from typing import Any
 import torch
 
 from outmodal.data.batch import Batch, StreamSpec
-from outmodal.data.cache import cache_dir
 from outmodal.data.labels import read_labels
 from outmodal.data.manifest import Dataset, open_dataset
 from outmodal.data.plan import check_split
 from outmodal.data.stream import Loader, StreamConfig, resolve_streams
 from outmodal.data.transform import Transform
 from outmodal.errors import UserError, nearest
-from outmodal.models.embed import embed_dataset
 from outmodal.models.learners import Learner, LearnerConfig, build_learner
-from outmodal.models.perceptors import PerceptorConfig, load_perceptor
+from outmodal.models.perceptors import Perceptor, PerceptorConfig, load_perceptor
 from outmodal.train import checkpoint, gather, rng
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.engine import Engine, EngineConfig
+from outmodal.train.features import unmade, with_features
+from outmodal.train.live import LiveFeed, seen_through
 from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method
 from outmodal.train.methods.base import Context
 from outmodal.train.optim import OptimConfig
-from outmodal.train.progress import Progress
-from outmodal.train.runfolder import RunFolder, beat, on_main
+from outmodal.train.runfolder import RunFolder, on_main
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,14 @@ def train(plan: RunPlan) -> RunResult:
         if done is not None:
             return RunResult(plan.out, done["metrics"], done["step"])
         rng.seed_everything(plan.seed)
-        dataset = _features(plan)
-        transforms = _transforms(plan, dataset)
-        data = _fixed_streams(plan, dataset)
-        method = _method(plan, dataset, transforms)
-        with Loader(dataset, transforms, data, rank=world.rank, world=world.size) as loader:
-            trainer = Engine(
-                method, _LoaderFeed(loader, plan.seed), plan.optim, engine, folder, plan.seed
-            )
+        sources = _sources(plan, live=True)
+        transforms = _transforms(plan, sources.seen)
+        data = _fixed_streams(plan, sources.seen)
+        method = _method(plan, sources.seen, transforms)
+        inputs = {**transforms, **sources.inputs}
+        with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size) as loader:
+            feed = LiveFeed(_LoaderFeed(loader, plan.seed), sources.live)
+            trainer = Engine(method, feed, plan.optim, engine, folder, plan.seed)
             try:
                 metrics = trainer.fit()
             finally:
@@ -119,7 +117,7 @@ def restore_method(
     path = CheckpointStore(plan.out / "checkpoints").newest()
     if path is None:
         raise UserError(f"run {plan.out} has no checkpoint yet: train it first")
-    dataset = _features(plan)
+    dataset = _sources(plan, live=False).stored
     transforms = _transforms(plan, dataset)
     method = _method(plan, dataset, transforms)
     tensors = checkpoint.read(path, ("weights", "ema", "method")).tensors
@@ -152,39 +150,35 @@ class _LoaderFeed:
         return {"streams": self._loader.streams}
 
 
-def _features(plan: RunPlan) -> Dataset:
-    """The data set, with the perceptors' features in place of what they perceive.
+@dataclass(frozen=True)
+class _Sources:
+    """The stored data, what of it goes through perceptors in every batch, and how that looks.
 
-    Features are computed once and kept in the cache, under a name that says what made them.
+    Attributes:
+        stored: What the loader reads.
+        seen: The same as the method sees it.
+        live: Perceptors of every batch.
+        inputs: Transforms of what they perceive.
     """
+
+    stored: Dataset
+    seen: Dataset
+    live: dict[str, Perceptor]
+    inputs: dict[str, Transform]
+
+
+def _sources(plan: RunPlan, live: bool) -> _Sources:
+    """Data and perceptors of a run; `live` False computes the features of live ones as well."""
     dataset = open_dataset(plan.data.path)
-    if not plan.perceptors:
-        return dataset
-    perceptors = [load_perceptor(cfg, dataset) for cfg in plan.perceptors]
-    kept = sorted({cfg.modality for cfg in plan.learners} - {p.modality for p in perceptors})
-    request = {
-        "dataset": dataset.fingerprint(),
-        "perceptors": sorted(f"{p.modality} {p.identity}" for p in perceptors),
-        "inputs": {p.modality: p.transform.config.model_dump(mode="json") for p in perceptors},
-        "keep": kept,
-    }
-    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    out = cache_dir() / "features" / digest[:24]
-
-    def compute() -> None:
-        label = f"features of {', '.join(p.modality for p in perceptors)}"
-        with Progress(0) as progress:
-
-            def report(done: int, total: int) -> None:
-                beat()
-                progress.reach(label, done, total)
-
-            for p in perceptors:
-                p.to(gather.world().device)
-            embed_dataset(dataset, perceptors, kept, out, progress=report)
-
-    on_main(compute)
-    return open_dataset(out)
+    configs = unmade(dataset, plan.perceptors)
+    later = [load_perceptor(cfg, dataset) for cfg in configs if live and cfg.live]
+    first = [cfg for cfg in configs if not (live and cfg.live)]
+    learned = [cfg.modality for cfg in plan.learners]
+    held = [name for name, spec in dataset.manifest.modalities.items() if spec.perceptor]
+    stored = with_features(dataset, first, {*learned, *held, *(p.modality for p in later)})
+    seen, inputs = seen_through(stored, later, learned)
+    device = gather.world().device
+    return _Sources(stored, seen, {p.modality: p.to(device) for p in later}, inputs)
 
 
 def _transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:

@@ -145,17 +145,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-_BEAT = "beat"
-
-
-def beat() -> None:
-    """Within `on_main`: keep the waiting ranks from giving up."""
-    gather.broadcast_object(_BEAT)
-
-
 def on_main(act: Callable[[], Any]) -> Any:
     """Run `act` on the main process; return its JSON-able result, or raise its UserError, on
-    every rank. Also a barrier. An `act` that takes long calls `beat` now and then."""
+    every rank. Also a barrier."""
     if gather.is_main():
         try:
             message = [act(), None, False]
@@ -164,11 +156,9 @@ def on_main(act: Callable[[], Any]) -> Any:
         except BaseException as error:
             gather.broadcast_object([None, f"{type(error).__name__}: {error}", True])
             raise
-        answer, problem, fatal = gather.broadcast_object(message)
     else:
-        while (message := gather.broadcast_object(None)) == _BEAT:
-            pass
-        answer, problem, fatal = message
+        message = []
+    answer, problem, fatal = gather.broadcast_object(message)
     if fatal:
         raise RuntimeError(f"the main process failed: {problem}")
     if problem is not None:

@@ -12,14 +12,11 @@ keeps every shard whose bytes have the sha256 of its record, and makes the other
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +26,7 @@ from pydantic import ValidationError
 from outmodal.base import Config
 from outmodal.data.build.pool import in_fresh_processes
 from outmodal.data.cache import write_atomic
+from outmodal.data.claim import claimed, writing
 from outmodal.data.manifest import (
     MANIFEST,
     Dataset,
@@ -40,12 +38,11 @@ from outmodal.data.manifest import (
     write_manifest,
 )
 from outmodal.data.shards import ShardWriter
-from outmodal.errors import UserError
 
 WORK = ".build"
 """Folder inside OUT that holds the request, and during a build what a resume needs."""
 
-_REQUEST = "request.json"
+_WHAT = "the data set"
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in total) at the start and after every shard."""
@@ -145,7 +142,7 @@ def build_dataset(
     """
     report = progress or (lambda done, total: None)
     total = sum(plan.splits.values())
-    with _writing(out), _claimed(out, plan.request):
+    with writing(out, _WHAT), claimed(out, WORK, plan.request):
         if (out / MANIFEST).exists():
             report(total, total)
             return open_dataset(out)
@@ -196,7 +193,7 @@ def _slots(plan: BuildPlan) -> list[_Slot]:
 def _make(order: _Order) -> ShardRecord:
     """Make one shard; runs in a fresh process."""
     work = order.out / WORK
-    with _writing(order.out):
+    with writing(order.out, _WHAT):
         staging = Path(tempfile.mkdtemp(prefix="staging-", dir=work))
         with ShardWriter(staging / order.file) as shard:
             facts = order.job.write(shard.add)
@@ -232,84 +229,6 @@ def _manifest(plan: BuildPlan, records: Sequence[tuple[_Slot, ShardRecord]]) -> 
         modalities=plan.source.modalities([record.facts for _, record in records]),
         splits=splits,
     )
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn a failure of the file system into a UserError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"cannot write the data set {out}{place}: {error.strerror or error}; free space or "
-            "choose another folder, and run the same command again: finished shards are kept"
-        ) from error
-
-
-@contextmanager
-def _claimed(out: Path, request: Mapping[str, Any]) -> Iterator[None]:
-    """Hold `out` for one build of `request`; UserError if it belongs to something else."""
-    work = out / WORK
-    if not (work / _REQUEST).exists():
-        _refuse_foreign(out)
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        _lock(handle, out)
-        _compare_request(out, json.loads(json.dumps(request)))
-        yield
-    finally:
-        os.close(handle)  # gives the lock back; so does the end of the process
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Refuse a folder that holds something which no build put there."""
-    if not out.is_dir():
-        return
-    found = sorted(entry.name for entry in out.iterdir() if entry.name != WORK)
-    if MANIFEST in found:
-        raise UserError(
-            f"{out} holds a data set, and there is no record of how it was built; "
-            "choose another folder, or remove this one"
-        )
-    if found:
-        raise UserError(
-            f"{out} is not empty (it holds '{found[0]}'); choose a new or an empty folder"
-        )
-
-
-def _lock(handle: int, out: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is building {out}; wait until it is done, or choose another folder"
-        ) from None
-
-
-def _compare_request(out: Path, request: dict[str, Any]) -> None:
-    """Write the request of a new build, or compare it with that of the build begun here."""
-    file = out / WORK / _REQUEST
-    if not file.exists():
-        write_atomic(file, f"{json.dumps(request, indent=2)}\n".encode())
-        return
-    try:
-        begun = json.loads(file.read_bytes())
-    except ValueError:
-        begun = None
-    if not isinstance(begun, dict):
-        raise UserError(f"{file} is damaged; remove {out} to build it again")
-    changes = [
-        f"{key} was {begun.get(key)!r} and is now {request.get(key)!r}"
-        for key in sorted({*begun, *request})
-        if begun.get(key) != request.get(key)
-    ]
-    if changes:
-        raise UserError(
-            f"{out} was built with other settings: {'; '.join(changes)}; "
-            "use the same settings, choose another folder, or remove this one"
-        )
 
 
 def _clear_staging(out: Path) -> None:

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from outmodal.base import Config
 from outmodal.data.manifest import Dataset
 from outmodal.data.transform import Transform
+from outmodal.errors import UserError
+from outmodal.models.perceptors.compiler import lacks_compiler
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,12 +26,14 @@ class Perceptor(Protocol):
         dim: Size d of its embedding.
         identity: Name and checksum of the weights; features of one are never mixed with
             features of another.
+        precision: Arithmetic of the encoder.
         transform: From a decoded value to its input.
     """
 
     modality: str
     dim: int
     identity: str
+    precision: Precision
     transform: Transform
 
     def encode(self, x: Tensor) -> Tensor:
@@ -49,13 +53,35 @@ class PerceptorBase(Config):
 
     Attributes:
         precision: Arithmetic of the encoder; the embedding is fp32 in any case.
+        compile: Whether the encoder goes through torch.compile, at its first batch.
+        live: Whether a training run encodes every batch anew, instead of all of the data once
+            before it.
     """
 
     precision: Precision = "fp32"
+    compile: bool = False
+    live: bool = False
 
     def load(self, dataset: Dataset) -> FrozenPerceptor:
         """Read the weights. Raises UserError that names the file and the remedy."""
         raise NotImplementedError
+
+    def reads(self) -> str:
+        """Return the name of the modality that it encodes. Raises UserError without weights."""
+        return str(getattr(self, "modality", ""))
+
+    def identities(self) -> tuple[str, ...]:
+        """Return what the loaded perceptor may call itself, whatever kind it reads; no weights
+        are loaded. Raises UserError where there are none."""
+        raise NotImplementedError
+
+    def for_text(self, modality: str) -> PerceptorBase:
+        """Return the configuration of the same weights' text side, for a text modality.
+
+        Raises:
+            UserError: This family has none.
+        """
+        raise UserError(f"this kind of perceptor reads one modality only, no '{modality}'")
 
 
 class FrozenPerceptor:
@@ -68,23 +94,49 @@ class FrozenPerceptor:
         transform: Transform,
         tower: nn.Module,
         precision: Precision = "fp32",
+        *,
+        dim: int | None = None,
+        compiled: bool = False,
     ) -> None:
-        """Freeze `tower`; its output size is measured on the transform's stand-in input."""
+        """Freeze `tower`.
+
+        Args:
+            modality, identity, transform: See Perceptor.
+            tower: Returns [B, dim] of whatever length.
+            precision: Arithmetic of the tower.
+            dim: Size of the embedding; None measures it on the transform's stand-in input, which
+                costs a forward pass.
+            compiled: Whether the first batch has the tower compiled for the device it is on.
+        """
         self.modality = modality
         self.identity = identity
+        self.precision = precision
         self.transform = transform
         self.device = torch.device("cpu")
         self._dtype = _DTYPES[precision]
         self._tower = tower.to(self._dtype).eval().requires_grad_(False)
-        self.dim = int(self.encode(transform.zeros()[None]).shape[1])
+        self._to_compile = False
+        self.dim = int(self.encode(transform.zeros()[None]).shape[1]) if dim is None else dim
+        self._to_compile = compiled
 
     def encode(self, x: Tensor) -> Tensor:
-        """See Perceptor.encode. An input that the encoder maps to zero stays zero."""
+        """See Perceptor.encode. An input that the encoder maps to zero stays zero.
+
+        Raises UserError if the tower is to be compiled and there is no compiler.
+        """
+        if self._to_compile:
+            self._compile()
         x = x.to(self.device)
         if x.is_floating_point():
             x = x.to(self._dtype)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return F.normalize(self._tower(x).float(), dim=-1, eps=1e-6)
+
+    def _compile(self) -> None:
+        if lacking := lacks_compiler(self.device):
+            raise UserError(f"perceptor of '{self.modality}': torch.compile lacks {lacking}")
+        self._tower.compile()
+        self._to_compile = False
 
     def to(self, device: torch.device) -> FrozenPerceptor:
         """See Perceptor.to."""

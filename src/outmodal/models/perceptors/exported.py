@@ -27,11 +27,26 @@ class ExportedPerceptor(PerceptorBase):
     path: str
 
     def load(self, dataset: Dataset) -> FrozenPerceptor:
-        export = load_export(Path(self.path).expanduser())
+        export = self._export()
         modality = self.modality or export.info.modality
         transform = export.transform(dataset, modality)
-        tower = ExportTower(export)
-        return FrozenPerceptor(modality, identity(export), transform, tower, self.precision)
+        return FrozenPerceptor(
+            modality,
+            identity(export),
+            transform,
+            ExportTower(export),
+            self.precision,
+            compiled=self.compile,
+        )
+
+    def reads(self) -> str:
+        return self.modality or self._export().info.modality
+
+    def identities(self) -> tuple[str, ...]:
+        return (identity(self._export()),)
+
+    def _export(self) -> Export:
+        return load_export(Path(self.path).expanduser())
 
 
 class ExportTower(nn.Module):

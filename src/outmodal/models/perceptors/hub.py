@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub import snapshot_download
@@ -69,9 +69,23 @@ class HubPerceptor(PerceptorBase):
         if pool == "pooler" and not _has_pooler(model, transform):
             pool = _without_pooler(self.pool, folder)
         tower = _tower(spec, model, transform, pool)
-        name = self.path if not Path(self.path).expanduser().is_dir() else folder.resolve().name
-        identity = f"hub:{name}/{pool}@{weights_digest(weights)}"
-        return FrozenPerceptor(self.modality, identity, transform, tower, self.precision)
+        identity = self._identity(folder, pool, weights_digest(weights))
+        return FrozenPerceptor(
+            self.modality, identity, transform, tower, self.precision, compiled=self.compile
+        )
+
+    def identities(self) -> tuple[str, ...]:
+        folder = find_folder(self.path, self.allow_download)
+        digest = weights_digest(weight_files(folder))
+        pools = get_args(Pool) if self.pool == "auto" else (self.pool,)
+        return tuple(self._identity(folder, pool, digest) for pool in pools)
+
+    def _identity(self, folder: Path, pool: str, digest: str) -> str:
+        local = Path(self.path).expanduser().is_dir()
+        return f"hub:{folder.resolve().name if local else self.path}/{pool}@{digest}"
+
+    def for_text(self, modality: str) -> HubPerceptor:
+        return self.model_copy(update={"modality": modality, "pool": "projection"})
 
 
 def find_folder(path: str, allow_download: bool) -> Path:

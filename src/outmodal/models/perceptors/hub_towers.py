@@ -64,6 +64,10 @@ class OwnLength(nn.Module):
         super().__init__()
         self.tower = tower
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what runs at each length, for any length from the start: they all differ."""
+        self.tower.compile(*args, dynamic=True, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, d] for x [B, T] filled up with NaN (sounds) or -1 (tokens)."""
         held = x.isfinite() if x.is_floating_point() else x >= 0

@@ -76,8 +76,29 @@ class ImageBindPerceptor(PerceptorBase):
         _check_shape(transform.shape, _sizes(settings, tower, checkpoint), tower)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         module = load_tower(checkpoint, settings, tower, dtype)
-        identity = f"imagebind:{tower}@{checkpoint.digest}"
-        return FrozenPerceptor(self.modality, identity, transform, module, self.precision)
+        identity = _identity(tower, checkpoint)
+        return FrozenPerceptor(
+            self.modality,
+            identity,
+            transform,
+            module,
+            self.precision,
+            dim=settings.dim,
+            compiled=self.compile,
+        )
+
+    def identities(self) -> tuple[str, ...]:
+        checkpoint = Checkpoint(find_weights(self.path, HOME, self.allow_download))
+        every = [tower for towers in READS.values() for tower in towers]
+        chosen = dict.fromkeys(every) if self.tower == "auto" else [self.tower]
+        return tuple(_identity(tower, checkpoint) for tower in chosen)
+
+    def for_text(self, modality: str) -> ImageBindPerceptor:
+        return self.model_copy(update={"modality": modality, "tower": "text", "input": {}})
+
+
+def _identity(tower: str, checkpoint: Checkpoint) -> str:
+    return f"imagebind:{tower}@{checkpoint.digest}"
 
 
 def _choose(tower: str, modality: str, spec: Modality) -> tuple[str, str]:

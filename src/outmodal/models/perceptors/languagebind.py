@@ -75,8 +75,28 @@ class LanguageBindPerceptor(PerceptorBase):
         _check_shape(transform.shape, settings, side)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         module = load_tower(checkpoint, settings, side, dtype)
-        identity = f"languagebind:{settings.model_type}/{side}@{checkpoint.digest}"
-        return FrozenPerceptor(self.modality, identity, transform, module, self.precision)
+        identity = _identity(settings, side, checkpoint)
+        return FrozenPerceptor(
+            self.modality,
+            identity,
+            transform,
+            module,
+            self.precision,
+            dim=settings.projection_dim,
+            compiled=self.compile,
+        )
+
+    def identities(self) -> tuple[str, ...]:
+        checkpoint = Checkpoint(find_weights(self.path, HOME, self.allow_download))
+        settings = read_settings(checkpoint.files[0].parent)
+        return tuple(_identity(settings, side, checkpoint) for side in PROJECTIONS)
+
+    def for_text(self, modality: str) -> LanguageBindPerceptor:
+        return self.model_copy(update={"modality": modality, "input": {}})
+
+
+def _identity(settings: LanguageBindSettings, side: str, checkpoint: Checkpoint) -> str:
+    return f"languagebind:{settings.model_type}/{side}@{checkpoint.digest}"
 
 
 def _choose(
