@@ -7,14 +7,20 @@ from pathlib import Path
 import pytest
 
 from outmodal.errors import UserError
+from outmodal.launch.arguments import flatten
 from outmodal.launch.config import (
-    changed_keys,
+    RunConfig,
     dump_config,
     load_config,
     parse_config,
     recipe_names,
     set_keys,
 )
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    a, b = flatten(old), flatten(new)
+    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
 def write(path: Path, text: str) -> str:

@@ -87,11 +87,6 @@ def refuse_unknown(argv: Sequence[str], known: dict[str, Any]) -> None:
             raise UserError(f"unknown key '{key}'{nearest(key, known)}")
 
 
-def want_help(argv: Sequence[str]) -> bool:
-    """True when the arguments ask for help."""
-    return any(a in ("-h", "--help") for a in argv)
-
-
 def progress_bar(total: int, what: str, unit: str) -> Any:
     """A progress bar on stderr with an estimate of the time left."""
     from tqdm import tqdm

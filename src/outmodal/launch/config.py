@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from outmodal.base import Config
 from outmodal.data.stream import StreamConfig
 from outmodal.errors import UserError, nearest
-from outmodal.launch.arguments import flatten, parse
+from outmodal.launch.arguments import parse
 from outmodal.launch.recipe import Recipe, explain, read_recipe
 from outmodal.models.learners import LearnerConfig
 from outmodal.models.perceptors import PerceptorConfig
@@ -99,12 +99,6 @@ def parse_config(text: str, origin: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """Every resolved value as YAML, in declaration order; `parse_config` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
-
-
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted keys whose values differ."""
-    a, b = flatten(old), flatten(new)
-    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
 
 
 def _validate(raw: Recipe) -> RunConfig:

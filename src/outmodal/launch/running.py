@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from outmodal.errors import UserError
-from outmodal.launch.config import RunConfig, changed_keys, dump_config, parse_config
+from outmodal.launch.config import RunConfig, dump_config, parse_config
 from outmodal.train.run import RunPlan
 
 
@@ -38,6 +38,3 @@ def open_run(folder: str | Path) -> tuple[RunConfig, RunPlan]:
         )
     config = parse_config(path.read_text(encoding="utf-8"), str(path))
     return config, run_plan(config, root)
-
-
-__all__ = ["changed_keys", "open_run", "run_plan"]

@@ -1,5 +1,5 @@
-"""The keys of COX. Each decision that the paper leaves open is a key; its C-number is the one of
-the project's method notes, its reading under each fidelity is in `PRESETS`."""
+"""The keys of COX. Each decision that the paper leaves open is a key, numbered C1 to C17 in
+`CoxConfig`; its reading under each fidelity is in `PRESETS`."""
 
 from __future__ import annotations
 
