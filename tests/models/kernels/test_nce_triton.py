@@ -1,0 +1,12 @@
+"""The Triton kernels of nce against fp64, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.models.kernels import interpreted
+
+
+@pytest.mark.timeout(900)
+def test_against_fp64_in_the_interpreter() -> None:
+    assert "passed" in interpreted.run("cases_nce_triton.py")
