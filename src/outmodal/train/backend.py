@@ -12,7 +12,7 @@ import gc
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,12 +29,13 @@ from outmodal.train.deepspeed_setup import (
     Precision,
     deepspeed_accelerator,
     expect,
+    no_rank_variables,
     own_broadcast,
     quiet_accelerate,
     rank_variables,
-    register_direct_parameters,
+    register_parameters,
 )
-from outmodal.train.methods.base import Method
+from outmodal.train.methods.base import Method, WholeBatchMethod
 from outmodal.train.optim import Reached, trainable
 from outmodal.train.state import FlatLayout, Layout, PartitionLayout, PlainLayout
 
@@ -54,13 +55,52 @@ class Router(nn.Module):
         self._autocast, self._device = autocast, device
 
     def forward(self, kind: str, *args: Any) -> Any:
-        """("train", batches, stage, step) -> (loss, logs); ("infer", what, batch) -> outputs."""
+        """("train", batches, stage, step) -> (loss, logs); ("infer", what, batch) -> outputs.
+
+        For `outmodal.train.microbatch`: ("encode", batches, stage, step) -> representations;
+        ("objective", representations, batches, stage, step) -> (loss, logs); ("replay", batches,
+        stage, step, gradients by representation, gradients by parameter) -> `surrogate`.
+        """
         enabled = self._autocast is not None
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled):
             if kind == "train":
                 out = self.method.forward(*args)
                 return out.loss.float(), dict(out.logs)
-            return self.method.infer(*args)
+            if kind == "infer":
+                return self.method.infer(*args)
+            assert isinstance(self.method, WholeBatchMethod)
+            if kind == "encode":
+                return self.method.encode(*args)
+            if kind == "objective":
+                out = self.method.objective(*args)
+                return out.loss.float(), dict(out.logs)
+            *inputs, wanted, direct = args
+            return surrogate(self.method.encode(*inputs), wanted, self.method, direct)
+
+
+def surrogate(
+    encoded: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    method: nn.Module,
+    direct: Mapping[str, Tensor],
+) -> Tensor:
+    """Scalar whose gradient by representations and by parameters is given.
+
+    Args:
+        encoded: Representations [n, ...] with a graph.
+        wanted: Gradients by their names; those without one are passed over.
+        method: Holds the parameters.
+        direct: Gradients by names of parameters that the objective itself uses.
+    """
+    terms = [(encoded[name] * grad).sum().float() for name, grad in wanted.items()]
+    for name, grad in direct.items():
+        p = method.get_parameter(name)
+        assert p.shape == grad.shape, f"{name} is not gathered: {p.shape}"
+        terms.append((p * grad).sum().float())
+    total = torch.zeros((), device=terms[0].device if terms else None)
+    for term in terms:
+        total = total + term
+    return total
 
 
 class Backend(ABC):
@@ -99,11 +139,19 @@ class Backend(ABC):
         self.reached.reset()
         self.layout.start_step()
 
+    def call(self, kind: str, *args: Any, last: bool) -> Any:
+        """`Router.forward` through the wrapper; gradients are reduced over ranks where `last`."""
+        with contextlib.nullcontext() if last else self.no_sync():
+            return self.wrapped(kind, *args)
+
     def train_loss(self, *args: Any, last: bool) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of one micro-batch through the wrapper."""
-        with contextlib.nullcontext() if last else self.no_sync():
-            loss, logs = self.wrapped("train", *args)
+        loss, logs = self.call("train", *args, last=last)
         return loss, logs
+
+    def uses_directly(self, names: Sequence[str]) -> None:
+        """Note parameters that the router uses outside the forward of their module."""
+        del names  # only sharded ones must be gathered for it
 
     def infer(self, what: str, batch: Batch) -> dict[str, Tensor]:
         """Outputs of a full pass's batch, without gradients."""
@@ -135,7 +183,7 @@ class PlainBackend(Backend):
         w = gather.world()
         size = w.size
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        with quiet_accelerate():
+        with quiet_accelerate(), no_rank_variables() if size == 1 else contextlib.nullcontext():
             self._accelerator = Accelerator(
                 cpu=w.device.type == "cpu",
                 step_scheduler_with_optimizer=False,
@@ -220,7 +268,7 @@ class ZeroBackend(Backend):
         expect(type(self._engine).__name__ == "DeepSpeedEngine", type(self._engine))
         expect(self._engine.zero_optimization_stage() == stage, "another ZeRO stage")
         if stage == 3:
-            register_direct_parameters(router, router.method)
+            register_parameters(router, router.method.parameters(recurse=False))
         self._optimizer = optimizer
         self.layout = self._find_layout()
         if exact:  # DeepSpeed made the fp32 masters of weights that it had rounded
@@ -236,6 +284,11 @@ class ZeroBackend(Backend):
     @property
     def wrapped(self) -> Any:
         return self._engine
+
+    def uses_directly(self, names: Sequence[str]) -> None:
+        if self._stage == 3:
+            used = [self.router.method.get_parameter(name) for name in names]
+            register_parameters(self.router, used)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)

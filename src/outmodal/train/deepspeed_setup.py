@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -105,6 +105,17 @@ def quiet_accelerate() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_rank_variables() -> Iterator[None]:
+    """A launcher sets them for a single process too; Accelerate then wraps it in DDP."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.pop(name, None) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update({k: v for k, v in before.items() if v is not None})
+
+
+@contextlib.contextmanager
 def rank_variables() -> Iterator[None]:
     """Accelerate and DeepSpeed read the ranks from the environment, at any time."""
     w = gather.world()
@@ -128,12 +139,12 @@ def rank_variables() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def register_direct_parameters(router: nn.Module, method: nn.Module) -> None:
+def register_parameters(router: nn.Module, params: Iterable[nn.Parameter]) -> None:
     """ZeRO 3 gathers a module's parameters around that module's forward; the method's own ones
     (a logit scale) are used inside the router's."""
     from deepspeed.runtime.zero import register_external_parameter
 
-    for p in method.parameters(recurse=False):
+    for p in params:
         register_external_parameter(router, p)
 
 

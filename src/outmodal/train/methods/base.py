@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,6 +120,11 @@ class Method(nn.Module, ABC):
         """Metrics on the evaluation split, in 0..1 where they are rates."""
         return {}
 
+    def suspects(self) -> str:
+        """What made the last step's gradient not finite, as a clause for a message; "" where the
+        method cannot tell. Collective."""
+        return ""
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer: {"name", "params", optional "lr_scale", "weight_decay"}."""
         return [{"name": "all", "params": [p for p in self.parameters() if p.requires_grad]}]
@@ -130,3 +135,40 @@ class Method(nn.Module, ABC):
 
     def load_method_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `method_state` returned."""
+
+
+class WholeBatchMethod(Method):
+    """A method whose objective compares all rows of the global batch with each other.
+
+    Its step has two halves, so that the engine may take the first in pieces
+    (`engine.micro_batch`) and still give the gradient of the whole: a row-wise `encode`, which
+    holds nearly all of the memory, and an `objective` on small representations.
+    """
+
+    @abstractmethod
+    def encode(self, batches: Mapping[str, Batch], stage: str, step: int) -> dict[str, Tensor]:
+        """Representations [n, ...] of this rank's rows, by any names.
+
+        Row by row: a row's result must not depend on the other rows (no batch statistics, no
+        collectives), and nothing may be kept from one call to the next, as the engine calls this
+        twice for each piece. Noise from torch's generators is replayed. Where the engine takes
+        pieces, a stream that has no rows left is missing from `batches`.
+        """
+
+    @abstractmethod
+    def objective(
+        self, encoded: Mapping[str, Tensor], batches: Mapping[str, Batch], stage: str, step: int
+    ) -> StepOutput:
+        """Loss of one step from the representations of all of this rank's rows.
+
+        Args:
+            encoded: What `encode` gave, for all rows.
+            batches: The step's batches without their inputs (`x` is empty).
+            stage: Name of the stage.
+            step: Global step.
+        """
+
+    def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
+        encoded = self.encode(batches, stage, step)
+        rest = {name: replace(batch, x={}) for name, batch in batches.items()}
+        return self.objective(encoded, rest, stage, step)

@@ -1,0 +1,55 @@
+"""Reductions over the rows of the global batch, and noise that is drawn for all of them at once."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from outmodal.train.gather.group import world
+from outmodal.train.gather.rows import row_offset
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of the selected rows of the *global* batch, as a term of this rank's loss.
+
+    Args:
+        values: [B] per-row losses of this rank.
+        mask: [B] bool, the rows that count; None is all of them.
+
+    Returns:
+        Scalar `sum of this rank's rows * world / global count`: its mean over ranks is the
+        mean over the global batch, and so is its gradient's. Zero attached to the graph where
+        no rank selects a row (so that collectives in the backward stay in step).
+    """
+    chosen = values if mask is None else values[mask]
+    count = torch.tensor([chosen.shape[0]], dtype=torch.int64, device=values.device)
+    if world().size > 1:
+        dist.all_reduce(count)
+    total = int(count.item())
+    return chosen.sum() * (world().size / total if total else 0.0)
+
+
+def global_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of the selected rows over all ranks, detached and equal everywhere; 0 without rows."""
+    chosen = (values if mask is None else values[mask]).detach().double()
+    both = torch.stack([chosen.sum(), chosen.new_tensor(float(chosen.shape[0]))])
+    if world().size > 1:
+        dist.all_reduce(both)
+    return (both[0] / both[1].clamp(min=1)).float()
+
+
+def seeded_normal(rows: int, dim: int, *seeds: int) -> Tensor:
+    """This rank's rows of one standard normal draw for the global batch, on the CPU.
+
+    Args:
+        rows: Rows of this rank (the same number on every rank).
+        dim: Width.
+        seeds: Any integers; equal ones give equal draws on every machine and world size.
+    """
+    digest = hashlib.sha256(",".join(str(int(s)) for s in seeds).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    draw = torch.randn(rows * world().size, dim, generator=generator)
+    return draw.narrow(0, row_offset(rows), rows)
