@@ -13,13 +13,46 @@ from torch import Tensor
 
 from outmodal.data.batch import Batch
 from outmodal.train import gather
-from outmodal.train.methods import AlignConfig, CoxConfig, EntMinConfig, build_method
+from outmodal.train.methods import (
+    AlignConfig,
+    AnyMethodConfig,
+    CoxConfig,
+    EntMinConfig,
+    build_method,
+)
 from tests.train.methods.fakes import Passes, make_context, make_world
 
+THREE = ("touch", "image", "text")  # two learners and a vector
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": {"name": "clip"},
+    "clip_ib": {"name": "clip_ib"},
+    "siglip": {"name": "siglip"},
+    "symile": {"name": "symile"},
+    "symile_squared": {"name": "symile", "negatives": "n_squared"},
+    "gram": {"name": "gram"},
+    "triangle": {"name": "triangle"},
+    "triangle_root": {"name": "triangle", "area": "root"},
+    "ova_ib": {"name": "ova_ib", "temperature": 0.1},
+    "ova_ib_mlp": {"name": "ova_ib", "temperature": 0.1, "projector": "mlp"},
+    "ova_ib_paper": {"name": "ova_ib", "temperature": 0.1, "fidelity": "paper"},
+}
+
+
+def aligning(objective: str, **keys: Any) -> AlignConfig:
+    """Alignment of three modalities under an objective."""
+    given = {"modalities": THREE, "head": {"dim": 8}, "objective": OBJECTIVES[objective], **keys}
+    return AlignConfig.model_validate(given)
+
+
 SMALL = {"unknown": "touch", "vib_hidden": 16, "vib_latent": 4, "warmup_epochs": 1}
-CONFIGS = {
+CONFIGS: dict[str, AnyMethodConfig] = {
     "entmin": EntMinConfig(unknown="touch"),
     "align": AlignConfig(),
+    **{f"align_{name}": aligning(name) for name in OBJECTIVES},
+    "align_ring": aligning("clip", exchange="ring"),
+    "align_ova_ring": aligning("ova_ib", exchange="ring"),
+    "align_gram_gather": aligning("gram", exchange="gather"),
+    **{f"align_{name}_absent": aligning(name) for name in ("clip", "symile", "gram", "ova_ib")},
     **{
         f"cox_{explore}": CoxConfig.model_validate({**SMALL, "explore": explore})
         for explore in ("mean_posterior", "all_pairs", "knn")
@@ -48,8 +81,10 @@ def gradients(name: str) -> dict[str, Tensor]:
     world = make_world(train=200, test=40)
     # uneven masks: most of the missing rows fall on one rank
     world.absent["train"] = {"touch": list(range(60)), "image": list(range(50, 100))}
+    if name.endswith("_absent"):
+        world.absent["train"]["text"] = list(range(200))
     config = CONFIGS[name]
-    learners = ("touch", "image") if name == "align" else ()
+    learners = ("touch", "image") if name.startswith("align") else ()
     method = build_method(config, make_context(world, learners=learners))
     stage = [s.name for s in method.stages()][-1]
     method.on_epoch_start(1, stage, Passes(world, method))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
 
 from outmodal.errors import UserError
-from outmodal.models.heads import HeadConfig
+from outmodal.models.heads import HeadConfig, ProjectionHead
 from outmodal.train.methods.align import Align, AlignConfig
 from outmodal.train.methods.align_report import class_means, retrieval, zero_shot
 from tests.train.methods.fakes import Passes, World, make_context, make_world, run
@@ -30,7 +31,7 @@ def plain(method: Align, world: World, keep: torch.Tensor | None = None) -> torc
         e = [torch.nn.functional.normalize(method.embed(m, batch.x[m]), dim=1) for m in (a, b)]
         if keep is not None:
             e = [t[keep] for t in e]
-        logits = e[0] @ e[1].T * method.log_scale.exp().clamp(max=100)
+        logits = e[0] @ e[1].T * method.contrast.scale()
         partner = torch.arange(len(logits))
         ce = torch.nn.functional.cross_entropy
         total = total + 0.5 * (ce(logits, partner) + ce(logits.T, partner))
@@ -70,11 +71,13 @@ def test_no_pair_at_all_gives_an_attached_zero() -> None:
 
 def test_scale_starts_at_the_inverse_temperature_and_is_bounded() -> None:
     world = make_world()
-    method = make(world, temperature=0.05)
+    method = make(world, objective={"name": "clip", "temperature": 0.05})
     batches = world.step(list(method.streams("align")), 0)
     assert method(batches, "align", 0).logs["logit_scale"].item() == pytest.approx(20, rel=1e-4)
+    learned = method.contrast.scale.log_scale
+    assert learned is not None
     with torch.no_grad():
-        method.log_scale.fill_(9.0)
+        learned.fill_(9.0)
     assert method(batches, "align", 0).logs["logit_scale"].item() == pytest.approx(100)
 
 
@@ -109,10 +112,14 @@ def test_prototypes_are_optional_and_labels_too() -> None:
 def test_retrieval_on_a_known_case() -> None:
     gallery = torch.eye(3)
     query = torch.stack([gallery[0], gallery[2], gallery[2]])
-    found = retrieval(query, gallery, torch.tensor([0, 1, 1]))
+
+    def cosine(q: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return query[q] @ gallery[c].T
+
+    found = retrieval(cosine, torch.tensor([0, 1, 1]))
     assert found == {"r1_instance": pytest.approx(2 / 3), "r1_class": 1.0}
-    assert retrieval(query[:0], gallery[:0], torch.zeros(0, dtype=torch.int64)) == {}
-    unlabelled = retrieval(query, gallery, torch.full((3,), -1))
+    assert retrieval(cosine, torch.zeros(0, dtype=torch.int64)) == {}
+    unlabelled = retrieval(cosine, torch.full((3,), -1))
     assert set(unlabelled) == {"r1_instance"}
 
 
@@ -121,7 +128,7 @@ def test_class_means_are_unit_means_of_members() -> None:
     means = class_means(e, torch.tensor([0, 0, 1, -1]), 3)
     half = math.sqrt(0.5)
     assert torch.allclose(means, torch.tensor([[half, half], [0, 1], [0, 0]]))
-    assert zero_shot(e[1:3], means, torch.tensor([0, 1])) == {"zero_shot": 0.5}
+    assert zero_shot(e[1:3] @ means.T, torch.tensor([0, 1])) == {"zero_shot": 0.5}
 
 
 def test_outputs_of_a_pass() -> None:
@@ -151,4 +158,117 @@ def test_fewer_than_two_learners_are_refused() -> None:
     with pytest.raises(UserError, match="two or more"):
         make(make_world(), ("touch",))
     with pytest.raises(UserError, match="no learner encodes it"):
-        make(make_world(), ("touch", "image"), modalities=("touch", "text"))
+        make(make_world(), ("touch", "image"), modalities=("touch", "txt"))
+
+
+# --- objectives, vectors, bad values ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip_ib", "siglip", "symile", "gram", "triangle", "ova_ib"])
+def test_training_lowers_every_objective(name: str) -> None:
+    world = make_world({"image": 12, "text": 12, "sound": 10}, train=160, noise=0.2)
+    three = ("image", "text", "sound")
+    method = make(world, three, objective={"name": name}, head={"dim": 16})
+    batches = world.step(list(method.streams("align")), 0)
+    before = method(batches, "align", 1).loss.item()
+    run(method, world)
+    assert method(batches, "align", 1).loss.item() < 0.9 * before
+
+
+def test_a_vector_without_a_learner_gets_a_head() -> None:
+    world = make_world()
+    keys = {"modalities": ["touch", "text"], "vector_norm": "l2_sqrtd"}
+    method = make(world, ("touch",), **keys)
+    head = method.projections[1]
+    assert isinstance(head, ProjectionHead)
+    assert (head.inputs, head.dim) == (12, 8)
+    batch = world.step(list(method.streams("align")), 0)["paired"]
+    r = method.infer("representation", batch)
+    assert set(r) == {f"{k}:{m}" for k in ("representation", "present") for m in ("touch", "text")}
+    assert torch.allclose(r["representation:text"].norm(dim=1), torch.tensor(12.0).sqrt())
+    assert method.export_parts("touch").head.dim == 8
+    with pytest.raises(UserError, match=r"'text' is a vector of the data set.*export one of touch"):
+        method.export_parts("text")
+
+
+def test_without_learners_all_vectors_are_aligned() -> None:
+    world = make_world()
+    context = make_context(world, learners=ALL)
+    vectors = replace(context, learners={}, dims={"image": 12, "text": 12})
+    assert AlignConfig().build(vectors).modalities == ("image", "text")
+
+
+def test_a_headless_vector_is_the_shared_space() -> None:
+    world = make_world()
+    keys = {"modalities": ["touch", "image"], "headless": ["image"], "head": {"dim": 12}}
+    method = make(world, ("touch",), **keys)
+    batch = world.step(list(method.streams("align")), 0)["paired"]
+    out = method.infer("embedding", batch)
+    expected = torch.nn.functional.normalize(batch.x["image"], dim=1)
+    assert torch.allclose(out["embedding:image"], expected)
+    assert not [n for n, _ in method.named_parameters() if n.startswith("projections.1")]
+    run(method, world)
+    with pytest.raises(UserError, match=r"'image' has 12 entries, the shared space 8: set method"):
+        make(world, ("touch",), **{**keys, "head": {"dim": 8}})
+    with pytest.raises(UserError, match=r"method\.headless has 'touch', which is no vector"):
+        make(world, ("touch",), **{**keys, "headless": ["touch"]})
+
+
+def test_the_objectives_own_score_serves_retrieval() -> None:
+    world = make_world()
+    method = make(world, objective={"name": "gram"})
+    units = method.infer("embedding", world.step(list(method.streams("align")), 0)["paired"])
+    e = {m: units[f"embedding:{m}"] for m in ALL}
+    query = {m: e[m] for m in ("touch", "text")}
+    got = method.score(query, e["image"], "image")
+    assert torch.equal(got, method.contrast.score(query, e["image"], "image"))
+    assert got.max() <= 0
+
+
+def test_an_mlp_projector_scores_with_the_weights_of_the_run() -> None:
+    world = make_world()
+    method = make(world, objective={"name": "ova_ib", "projector": "mlp"})
+    state = torch.get_rng_state()
+    first = method.evaluate(Passes(world, method))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == method.evaluate(Passes(world, method))
+    run(method, world)
+    assert method.evaluate(Passes(world, method)) != first
+
+
+def test_bad_values_are_named_at_once_or_when_asked_for() -> None:
+    world = make_world()
+    method = make(world)
+    assert method.suspects() == ""
+    world.x["train"]["text"][:, 0] = torch.inf
+    batches = world.step(list(method.streams("align")), 0)
+    with pytest.raises(UserError, match=r"modality 'text'.*NaN or infinite entries"):
+        method(batches, "align", 0)
+    method(batches, "align", 1).loss.backward()
+    assert not all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+    assert method.suspects() == "embeddings of 'text' are not finite"
+
+
+def test_large_half_precision_embeddings_do_not_overflow() -> None:
+    world = make_world()
+    method = make(world)
+    encoded = method.encode(world.step(list(method.streams("align")), 0), "align", 0)
+    large = {m: (e / e.abs().max() * 6e4).half() for m, e in encoded.items()}
+    batches = world.step(list(method.streams("align")), 0)
+    expected = method.objective({m: e.float() for m, e in large.items()}, batches, "align", 0)
+    got = method.objective(large, batches, "align", 0)
+    assert torch.allclose(got.loss, expected.loss)
+    rounded = make(world, similarity="bf16")
+    rounded.load_state_dict(method.state_dict())
+    assert torch.allclose(
+        rounded(batches, "align", 0).loss, method(batches, "align", 0).loss, rtol=0.02
+    )
+
+
+def test_bad_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match="ova-ib"):
+        AlignConfig.model_validate({"objective": {"name": "ova-ib"}})
+    with pytest.raises(UserError, match="defined for 3 modalities only, got 2: image, text"):
+        make(make_world(), ("image", "text"), objective={"name": "triangle"})
+    paper = AlignConfig.model_validate({"objective": {"name": "ova_ib", "fidelity": "paper"}})
+    assert paper.resolved().objective.model_dump()["ridge_floor"] == 0.0

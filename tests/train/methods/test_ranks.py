@@ -28,6 +28,7 @@ def results(
 def test_ranks_agree_with_one_process(results: list[dict[str, Tensor]], name: str) -> None:
     alone, together = ({k: v for k, v in r.items() if k.startswith(f"{name}/")} for r in results)
     assert alone.keys() == together.keys()
-    assert any(v.any() for k, v in alone.items() if "/grad/" in k)
+    learns = name != "align_symile_absent"  # which knows whole samples only, and there are none
+    assert any(v.any() for k, v in alone.items() if "/grad/" in k) == learns
     for key, value in alone.items():
         assert torch.allclose(value, together[key], atol=2e-6, rtol=1e-4), key

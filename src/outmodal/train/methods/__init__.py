@@ -33,7 +33,7 @@ def build_method(config: AnyMethodConfig, context: Context) -> AnyMethod:
 
 def resolved(config: AnyMethodConfig) -> AnyMethodConfig:
     """The configuration with every key that a preset decides written out."""
-    return config.resolved() if isinstance(config, CoxConfig) else config
+    return config.resolved() if isinstance(config, CoxConfig | AlignConfig) else config
 
 
 __all__ = [

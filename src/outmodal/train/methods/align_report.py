@@ -7,8 +7,7 @@ from torch import Tensor
 
 from outmodal.models.features import unit_norm
 from outmodal.train import diagnostics
-
-_TILE = 4096  # rows of a similarity matrix that exist at a time
+from outmodal.train.retrieval import TILE, Score
 
 
 def class_means(e: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -21,27 +20,29 @@ def class_means(e: Tensor, label: Tensor, classes: int) -> Tensor:
     return unit_norm(sums)
 
 
-def zero_shot(e: Tensor, means: Tensor, truth: Tensor) -> dict[str, float]:
-    """Accuracy of the nearest class mean by cosine, among samples with a label."""
-    score = diagnostics.accuracy((e @ means.T).argmax(dim=1), truth)
+def zero_shot(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """Accuracy of the class whose mean scores best, [N, C], among samples with a label."""
+    score = diagnostics.accuracy(scores.argmax(dim=1), truth)
     return {} if score != score else {"zero_shot": score}
 
 
-def retrieval(query: Tensor, gallery: Tensor, truth: Tensor) -> dict[str, float]:
-    """R@1 by cosine of each query among all gallery items.
+def retrieval(score: Score, truth: Tensor) -> dict[str, float]:
+    """R@1 of each query among all items of the gallery.
 
     Args:
-        query, gallery: [N, d] unit vectors; row n of both is one instance.
+        score: Scores of queries and items by their indices; query n and item n are one instance.
         truth: [N] classes, -1 where unknown.
 
     Returns:
         "r1_instance": the partner is first; "r1_class": an item of the query's class is first
         (among queries with a class; the partner counts). Empty where there is no sample.
     """
-    if len(query) == 0:
+    count = len(truth)
+    if count == 0:
         return {}
-    first = torch.cat([(rows @ gallery.T).argmax(dim=1) for rows in torch.split(query, _TILE)])
-    partner = torch.arange(len(query), device=first.device)
-    found = {"r1_instance": float((first == partner).double().mean())}
-    score = diagnostics.accuracy(truth[first], truth)
-    return found if score != score else found | {"r1_class": score}
+    every = torch.arange(count)
+    rows = torch.split(every, max(1, TILE // count))
+    first = torch.cat([score(some, every).argmax(dim=1) for some in rows])
+    found = {"r1_instance": float((first == every).double().mean())}
+    right = diagnostics.accuracy(truth[first], truth)
+    return found if right != right else found | {"r1_class": right}

@@ -18,7 +18,11 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float] | None = 
     """
     factors = weights or {}
     loss = torch.stack([factors.get(name, 1.0) * term for name, term in terms.items()]).sum()
-    values = torch.stack([loss.detach(), *(t.detach() for t in terms.values())]).float()
+    return logged(loss, {f"loss/{name}": term for name, term in terms.items()})
+
+
+def logged(loss: Tensor, logs: Mapping[str, Tensor]) -> StepOutput:
+    """A step's result whose logs are the loss, as "loss", and `logs`, each its mean over ranks."""
+    values = torch.stack([loss.detach(), *(t.detach() for t in logs.values())]).float()
     means = gather.all_gather_flat(values).mean(dim=0)
-    names = ["loss", *(f"loss/{name}" for name in terms)]
-    return StepOutput(loss, dict(zip(names, means.unbind(), strict=True)))
+    return StepOutput(loss, dict(zip(["loss", *logs], means.unbind(), strict=True)))
