@@ -63,7 +63,9 @@ def labelled_draw(
             "or set method.label_draw uniform"
         )
     quota = _balanced_quota(counts, max(wanted, len(classes)), rng.permutation(len(classes)))
-    parts = [shuffled[labels[shuffled] == c][: quota[c]] for c in range(len(classes))]
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    parts = [grouped[s : s + n] for s, n in zip(starts, quota, strict=True)]
     return np.sort(np.concatenate(parts))
 
 

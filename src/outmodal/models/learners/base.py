@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -77,6 +77,30 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Return r [B, dim] for inputs x [B, ...] of the configured input's shape."""
+
+    @property
+    def recomputable(self) -> bool:
+        """Whether the backbone has blocks that `checkpoint_activations` can switch."""
+        return bool(getattr(self.backbone, "supports_gradient_checkpointing", False))
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of the backbone's blocks for the backward (Chen et al., 2016).
+
+        Raises:
+            UserError: The backbone has no blocks that can be computed again.
+        """
+        backbone: Any = self.backbone
+        if not self.recomputable:
+            raise UserError(
+                f"engine.activation_checkpointing: learner "
+                f"'{getattr(self.config, 'name', '?')}' for '{self.modality}' cannot compute its "
+                "blocks again: leave the key out, or choose a transformers architecture that can "
+                "(vit, bert, wav2vec2)"
+            )
+        current = "activation_checkpointing_enable"  # its name since transformers 5
+        switch = getattr(backbone, current, None) or backbone.gradient_checkpointing_enable
+        backbone.config.use_cache = False  # of keys and values: nothing here generates
+        switch({"use_reentrant": False})
 
     @property
     def in_transformers(self) -> bool:

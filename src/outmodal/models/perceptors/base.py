@@ -47,6 +47,10 @@ class Perceptor(Protocol):
         """Move the weights; returns itself."""
         ...
 
+    def tensors(self) -> list[Tensor]:
+        """What it holds on its device: weights and buffers."""
+        ...
+
 
 class PerceptorBase(Config):
     """Base of the perceptor configurations.
@@ -137,6 +141,10 @@ class FrozenPerceptor:
             raise UserError(f"perceptor of '{self.modality}': torch.compile lacks {lacking}")
         self._tower.compile()
         self._to_compile = False
+
+    def tensors(self) -> list[Tensor]:
+        """See Perceptor.tensors."""
+        return [*self._tower.parameters(), *self._tower.buffers()]
 
     def to(self, device: torch.device) -> FrozenPerceptor:
         """See Perceptor.to."""
