@@ -7,15 +7,25 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The user's input is wrong: the message names the thing and the remedy. Exit code 2."""
+    """The user's input is wrong: the message names the thing and the remedy. Exit code 2.
+
+    Attributes:
+        quiet: Another process says it; this one only ends.
+    """
 
     exit_code = 2
+    quiet = False
 
 
 class StoppedEarly(Exception):
-    """The run stopped on request after a complete checkpoint was written. Exit code 75."""
+    """The run stopped on request after a complete checkpoint was written. Exit code 75.
+
+    Attributes:
+        quiet: Another process says it; this one only ends.
+    """
 
     exit_code = 75
+    quiet = False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -493,6 +495,21 @@ class Refusing(Transform):
         return self.inner(value, key)
 
 
+def read_for_ever(dataset: Dataset, answer: Connection) -> None:
+    """Start two workers, tell who they are, and wait for the end."""
+    with loader(dataset, config(workers=2)) as reading:
+        next(reading.open_epoch([spec()], seed=1, epoch=0, steps=11))
+        answer.send([worker.pid for worker in multiprocessing.active_children()])
+        time.sleep(600)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 class TestWorkers:
     def test_they_ignore_the_signals_of_the_run(self, dataset: Dataset) -> None:
         with loader(dataset, config(workers=2)) as reading:
@@ -506,6 +523,20 @@ class TestWorkers:
             got += list(steps)
         assert_same_steps(got, epoch(dataset, config()))
         assert not multiprocessing.active_children()
+
+    def test_they_end_with_a_process_that_is_killed(self, dataset: Dataset) -> None:
+        """Else they would wait for ever for an epoch, with whatever they inherited."""
+        ours, theirs = multiprocessing.Pipe()
+        rank = multiprocessing.get_context("fork").Process(
+            target=read_for_ever, args=(dataset, theirs)
+        )
+        rank.start()
+        workers = ours.recv()
+        assert len(workers) == 2
+        rank.kill()
+        rank.join()
+        while any(running(pid) for pid in workers):
+            time.sleep(0.01)
 
     def test_an_epoch_may_be_left_early(self, dataset: Dataset) -> None:
         with loader(dataset, config(workers=2)) as reading:
@@ -542,6 +573,7 @@ class TestWorkers:
 
 PROGRAM = """
 import sys
+import time
 from outmodal.data.arrays import VectorInput
 from outmodal.data.batch import StreamSpec
 from outmodal.data.manifest import open_dataset

@@ -37,7 +37,8 @@ def run(job: Mapping[str, Any]) -> int:
             _train(job["plan"])
         gather.close_world()
     except (UserError, StoppedEarly) as error:
-        sys.stderr.write(f"{error}\n")
+        if not error.quiet:
+            sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
 

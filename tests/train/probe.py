@@ -26,6 +26,7 @@ class ProbeConfig(Config):
     nan_steps: tuple[int, ...] = ()
     norm: bool = False
     rows_only: bool = False
+    frozen: bool = False
 
     def build(self, context: Context) -> Probe:
         return Probe(context, self)
@@ -43,6 +44,9 @@ class Probe(Method):
         self.head = nn.Linear(self.learner.dim, len(context.classes))
         self.late = nn.Linear(self.learner.dim, len(context.classes))
         self.scale = nn.Parameter(torch.tensor(1.0))
+        self.fixed: nn.Module = nn.Identity()
+        if config.frozen:
+            self.fixed = nn.Linear(self.learner.dim, self.learner.dim).requires_grad_(False)
         self.register_buffer("seen", torch.zeros(3))
         self.chosen = torch.zeros(0, dtype=torch.int64)
         self.starts = 0
@@ -63,7 +67,7 @@ class Probe(Method):
         batch = batches["all"]
         noise = gather.seeded_normal(len(batch), self.learner.dim, self.context.seed, step)
         noise = noise.to(batch.index.device)
-        r = self.norm(self.drop(self.learner(batch.x["pose"])))
+        r = self.norm(self.drop(self.fixed(self.learner(batch.x["pose"]))))
         if not self.config.rows_only:
             r = r + 0.01 * noise
         logits = self.head(r).float() * self.scale
@@ -105,7 +109,7 @@ class Probe(Method):
     def param_groups(self) -> list[dict[str, Any]]:
         late = list(self.late.parameters())
         held = {id(p) for p in late}
-        rest = [p for p in self.parameters() if id(p) not in held]
+        rest = [p for p in self.parameters() if id(p) not in held and p.requires_grad]
         return [{"name": "main", "params": rest}, {"name": "late", "params": late, "lr_scale": 2.0}]
 
     def method_state(self) -> dict[str, Tensor]:

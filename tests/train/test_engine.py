@@ -333,6 +333,26 @@ def test_a_run_without_checkpoint_cannot_be_restored(data: str, tmp_path: Path) 
         restore_method(tiny_plan(tmp_path / "run", data))
 
 
+@pytest.mark.parametrize("strategy", ["auto", "zero1"])
+def test_a_launcher_of_one_process(
+    server: ForkServer, data: str, tmp_path: Path, strategy: str
+) -> None:
+    """srun and torchrun name the rank of a single process too."""
+    plan = {"out": str(tmp_path / "run"), "data": data, "engine": {"strategy": strategy}}
+    job = {"call": "tests.train.test_engine:as_rank_0_of_1", "plan": plan}
+    server.run(job, 1, tmp_path / "log")
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def as_rank_0_of_1(job: dict[str, Any]) -> None:
+    """Train as the only rank of a launcher."""
+    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update(names, MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
+    sections = {k: v for k, v in job["plan"].items() if k != "out"}
+    train(tiny_plan(Path(job["plan"]["out"]), **sections))
+    assert names.items() <= os.environ.items()
+
+
 def test_single_refuses_several_processes(server: ForkServer, data: str, tmp_path: Path) -> None:
     plan = {"out": str(tmp_path / "run"), "data": data, "engine": {"strategy": "single"}}
     assert server.wait(server.start({"plan": plan}, 2, tmp_path / "log")) == [2, 2]

@@ -1,13 +1,25 @@
-"""Retrieval: hand-computed ranks, and tiles that change nothing."""
+"""Retrieval: hand-computed ranks, tiles that change nothing, scorers, queries of several
+modalities, and small pools."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from outmodal.models.features import unit_norm
 from outmodal.train.methods import align_report
-from outmodal.train.retrieval import recall
+from outmodal.train.retrieval import (
+    mean_cosine,
+    recall,
+    recall_by,
+    recall_in_pools,
+    score_by,
+)
 
 GALLERY = torch.eye(4)
 QUERY = torch.tensor(  # similarities themselves, as the gallery is the identity
@@ -29,6 +41,7 @@ def test_recall_and_precision_by_hand() -> None:
             "r2_instance": 1 / 4,
             "r3_instance": 2 / 4,
             "r10_instance": 1.0,
+            "map_instance": (1 + 1 / 4 + 1 / 3 + 1 / 4) / 4,
             "r1_class": 2 / 3,
             "r2_class": 2 / 3,
             "r3_class": 1.0,
@@ -64,7 +77,7 @@ def test_equal_to_what_runs_report() -> None:
     torch.manual_seed(1)
     query, gallery = unit_norm(torch.randn(40, 6)), unit_norm(torch.randn(40, 6))
     truth = torch.randint(-1, 3, (40,))
-    reported = align_report.retrieval(query, gallery, truth)
+    reported = align_report.retrieval(lambda q, c: query[q] @ gallery[c].T, truth)
     assert recall(query, gallery, truth).items() >= reported.items()
 
 
@@ -73,5 +86,86 @@ def test_without_classes_or_samples() -> None:
         "r1_instance",
         "r5_instance",
         "r10_instance",
+        "map_instance",
     }
     assert recall(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == {}
+
+
+def units(count: int, *names: str) -> dict[str, Tensor]:
+    torch.manual_seed(2)
+    return {name: unit_norm(torch.randn(count, 6)) for name in names}
+
+
+def test_a_query_of_several_modalities_is_scored_by_the_scorer() -> None:
+    e = units(40, "a", "b", "c")
+
+    def product(query: Mapping[str, Tensor], candidates: Tensor, target: str) -> Tensor:
+        assert target == "c"
+        return (query["a"] * query["b"]) @ candidates.T
+
+    truth = torch.full((40,), -1)
+    found = recall_by(score_by(product, e, ("a", "b"), "c"), 40, truth)
+    assert found == recall(e["a"] * e["b"], e["c"], truth)
+    mean = recall_by(score_by(mean_cosine, e, ("a", "b"), "c"), 40, truth)
+    assert mean == recall((e["a"] + e["b"]) / 2, e["c"], truth)
+
+
+@pytest.mark.parametrize("tile", [1, 90, 500])
+def test_a_scorer_never_sees_more_rows_than_the_tile(tile: int) -> None:
+    e = units(30, "a", "b", "c")
+    rows: list[int] = []
+
+    def counted(query: Mapping[str, Tensor], candidates: Tensor, target: str) -> Tensor:
+        rows.append(len(query["a"]))
+        return mean_cosine(query, candidates, target)
+
+    truth = torch.zeros(30, dtype=torch.int64)
+    found = recall_by(score_by(counted, e, ("a", "b"), "c"), 30, truth, tile=tile, width=2)
+    assert max(rows) == max(1, tile // 60)
+    assert sum(rows) == 30
+    assert found == recall_by(score_by(mean_cosine, e, ("a", "b"), "c"), 30, truth)
+
+
+def test_nan_is_the_lowest_score() -> None:
+    similarity = torch.eye(3)
+    similarity[0] = torch.nan
+    similarity[1, 2] = torch.nan
+
+    def score(query: Tensor, candidates: Tensor) -> Tensor:
+        return similarity[query][:, candidates]
+
+    found = recall_by(score, 3, torch.full((3,), -1), ks=(1,))
+    assert found["r1_instance"] == 1.0  # all equal: the earlier item, which is the partner
+    similarity[1] = torch.tensor([0.1, torch.nan, torch.nan])
+    assert recall_by(score, 3, torch.full((3,), -1), ks=(1,))["r1_instance"] == pytest.approx(2 / 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 40), pool=st.integers(1, 50), seed=st.integers(0, 9))
+def test_pools_hold_the_partner_and_every_query_counts_once(
+    count: int, pool: int, seed: int
+) -> None:
+    asked: list[list[int]] = []
+
+    def score(query: Tensor, candidates: Tensor) -> Tensor:
+        assert torch.equal(query, candidates)
+        assert len(candidates) == min(pool, count)
+        asked.append(query.tolist())
+        return (query[:, None] == candidates[None, :]).float()
+
+    found = recall_in_pools(score, count, pool, seed, ks=(1,))
+    assert found == {f"r1_pool{pool}": 1.0, f"map_pool{pool}": 1.0}
+    assert {i for members in asked for i in members} == set(range(count))
+    assert len(asked) == -(-count // min(pool, count))
+
+
+def test_a_pool_of_all_is_the_whole_split() -> None:
+    e = units(50, "a", "b")
+    score = score_by(mean_cosine, e, ("a",), "b")
+    truth = torch.full((50,), -1)
+    everyone, pooled = recall_by(score, 50, truth), recall_in_pools(score, 50, 64)
+    assert pooled["map_pool64"] == pytest.approx(everyone["map_instance"])
+    assert pooled["r5_pool64"] == pytest.approx(everyone["r5_instance"])
+    assert recall_in_pools(score, 50, 10)["map_pool10"] > everyone["map_instance"]
+    assert recall_in_pools(score, 50, 10, seed=1) != recall_in_pools(score, 50, 10)
+    assert recall_in_pools(score, 0, 10) == {}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import multiprocessing
 import signal
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,8 @@ T = TypeVar("T")
 
 AHEAD = 2
 """Steps that each worker prepares ahead."""
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class WorkerPool:
             batch_size=None,
             num_workers=count,
             collate_fn=_as_it_is,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_settle if _in_main_thread() else _ignore_signals,
             multiprocessing_context=context,
             generator=torch.Generator(),  # else each epoch would draw from the global generator
             persistent_workers=True,
@@ -140,6 +145,18 @@ class _Work(IterableDataset[Item]):
 
 def _as_it_is(item: T) -> T:
     return item
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _settle(worker: int) -> None:
+    """End with the process that started this one, however that ends: workers that outlive a
+    killed rank would wait for ever. Linux ties this to the thread that forks: only the main one."""
+    _ignore_signals(worker)
+    with contextlib.suppress(OSError, AttributeError):  # no Linux
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -21,8 +21,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,16 @@ class Snapshot:
 
 
 class CheckpointStore:
-    """The folder of a run's checkpoints. Only the main process uses one, except for `read`."""
+    """The folder of a run's checkpoints. Only the main process uses one, except for `read`.
 
-    def __init__(self, root: Path, keep: int = 2) -> None:
-        self.root, self.keep = root, max(1, keep)
+    Args:
+        root: The folder.
+        keep: How many of the newest stay.
+        keep_every: Those whose step it divides stay as well, as milestones; 0 is none.
+    """
+
+    def __init__(self, root: Path, keep: int = 2, keep_every: int = 0) -> None:
+        self.root, self.keep, self.keep_every = root, max(1, keep), keep_every
 
     def prepare(self) -> None:
         """Make the folder, and remove what killed saves left behind."""
@@ -67,8 +73,15 @@ class CheckpointStore:
             for left in self.root.glob(".tmp-*"):
                 shutil.rmtree(left)
 
-    def save(self, step: int, snapshot: Snapshot) -> Path:
-        """Write a checkpoint, point `latest` at it, then remove the oldest.
+    def save(
+        self, step: int, snapshot: Snapshot, allowed: Callable[[], None] = lambda: None
+    ) -> Path:
+        """Write a checkpoint, point `latest` at it, then remove those that need not stay.
+
+        Args:
+            step: Optimizer steps done.
+            snapshot: What to write.
+            allowed: Called once all is written, before it becomes a checkpoint; may raise.
 
         Raises:
             UserError: The file system refuses it; the checkpoints before it are intact.
@@ -78,6 +91,7 @@ class CheckpointStore:
         with self._explained(f"cannot save checkpoint {name}"):
             try:
                 self._write(partial, snapshot)
+                allowed()
                 if final.exists():  # only ever one that did not verify
                     os.rename(final, self.root / f".tmp-replaced-{name}")
                 os.rename(partial, final)
@@ -141,8 +155,18 @@ class CheckpointStore:
         write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
         sync_folder(folder)
 
+    def partial_bytes(self) -> int:
+        """Bytes on the disk of the checkpoint that is being written; 0 where there is none."""
+        total = 0
+        for file in self.root.glob(".tmp-step-*/*"):
+            with suppress(FileNotFoundError):  # just renamed
+                total += file.stat().st_size
+        return total
+
     def _prune(self) -> None:
-        for _, path in self.steps()[self.keep :]:
+        for step, path in self.steps()[self.keep :]:
+            if self.keep_every and step % self.keep_every == 0:
+                continue
             doomed = self.root / f".tmp-old-{path.name}"
             os.rename(path, doomed)
             shutil.rmtree(doomed)

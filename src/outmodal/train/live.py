@@ -17,7 +17,7 @@ from outmodal.data.manifest import Dataset, Modality
 from outmodal.data.transform import Transform
 from outmodal.errors import UserError
 from outmodal.models.perceptors import Perceptor
-from outmodal.train.engine import Feed
+from outmodal.train.feed import Feed
 
 
 def seen_through(

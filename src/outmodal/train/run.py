@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.data.labels import read_labels
@@ -29,7 +31,10 @@ from outmodal.train.live import LiveFeed, seen_through
 from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method
 from outmodal.train.methods.base import Context
 from outmodal.train.optim import OptimConfig
-from outmodal.train.runfolder import RunFolder, on_main
+from outmodal.train.runfolder import RunFolder
+from outmodal.train.signals import StopRequest
+from outmodal.train.startcheck import check_alike, check_visible
+from outmodal.train.together import on_main
 
 
 @dataclass(frozen=True)
@@ -76,27 +81,37 @@ def train(plan: RunPlan) -> RunResult:
     """
     engine = plan.engine
     group = engine.strategy.startswith("zero")
-    world = gather.open_world(engine.device, engine.timeout, group=group)
+    gather.open_world(engine.device, engine.timeout, group=group)
     folder = RunFolder(plan.out)
-    with folder.held(), _settled(engine.threads):
-        folder.start(plan.config_text)
-        done = folder.result()
-        if done is not None:
-            return RunResult(plan.out, done["metrics"], done["step"])
-        rng.seed_everything(plan.seed)
-        sources = _sources(plan, live=True)
-        transforms = _transforms(plan, sources.seen)
-        data = _fixed_streams(plan, sources.seen)
-        method = _method(plan, sources.seen, transforms)
-        inputs = {**transforms, **sources.inputs}
-        with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size) as loader:
-            feed = LiveFeed(_LoaderFeed(loader, plan.seed), sources.live)
-            trainer = Engine(method, feed, plan.optim, engine, folder, plan.seed)
-            try:
-                metrics = trainer.fit()
-            finally:
-                trainer.close()
-        return RunResult(plan.out, metrics, trainer.at.step)
+    with StopRequest(early=True) as stop:
+        check_alike(plan.config_text)
+        with folder.held(), _settled(engine.threads):
+            check_visible(plan.out, plan.data.path)
+            folder.start(plan.config_text)
+            done = folder.result()
+            if done is not None:
+                return RunResult(plan.out, done["metrics"], done["step"])
+            return _fit(plan, folder, stop)
+
+
+def _fit(plan: RunPlan, folder: RunFolder, stop: StopRequest) -> RunResult:
+    """Make everything that a run needs, and run it."""
+    rng.seed_everything(plan.seed)
+    sources = _sources(plan, live=True)
+    transforms = make_transforms(plan, sources.seen)
+    data = _fixed_streams(plan, sources.seen)
+    method = make_method(plan, sources.seen, transforms)
+    inputs = {**transforms, **sources.inputs}
+    world = gather.world()
+    with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size) as loader:
+        feed = LiveFeed(_LoaderFeed(loader, plan.seed), sources.live)
+        trainer = Engine(method, feed, plan.optim, plan.engine, folder, plan.seed, stop)
+        stop.early = False
+        try:
+            metrics = trainer.fit()
+        finally:
+            trainer.close()
+    return RunResult(plan.out, metrics, trainer.at.step)
 
 
 def restore_method(
@@ -118,8 +133,8 @@ def restore_method(
     if path is None:
         raise UserError(f"run {plan.out} has no checkpoint yet: train it first")
     dataset = _sources(plan, live=False).stored
-    transforms = _transforms(plan, dataset)
-    method = _method(plan, dataset, transforms)
+    transforms = make_transforms(plan, dataset)
+    method = make_method(plan, dataset, transforms)
     tensors = checkpoint.read(path, ("weights", "ema", "method")).tensors
     chosen = dict(tensors["weights"]) | (dict(tensors["ema"]) if ema else {})
     with torch.no_grad():
@@ -181,7 +196,7 @@ def _sources(plan: RunPlan, live: bool) -> _Sources:
     return _Sources(stored, seen, {p.modality: p.to(device) for p in later}, inputs)
 
 
-def _transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
+def make_transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
     """Inputs of the learners, and of every modality that is a vector."""
     from outmodal.data.inputs import vector_input_for
 
@@ -224,7 +239,20 @@ def _fixed_streams(plan: RunPlan, dataset: Dataset) -> StreamConfig:
     return fixed
 
 
-def _method(plan: RunPlan, dataset: Dataset, transforms: Mapping[str, Transform]) -> AnyMethod:
+def make_method(
+    plan: RunPlan,
+    dataset: Dataset,
+    transforms: Mapping[str, Transform],
+    labels: Mapping[str, NDArray[np.int64]] | None = None,
+) -> AnyMethod:
+    """The method of a run with new weights.
+
+    Args:
+        plan: The run.
+        dataset: As the method sees it, with vectors in place of what perceptors perceive.
+        transforms: By modality.
+        labels: split -> [N] classes; None reads them from the shards.
+    """
     rng.seed_everything(plan.seed)
     learners: dict[str, Learner] = {}
     for cfg in plan.learners:
@@ -235,12 +263,14 @@ def _method(plan: RunPlan, dataset: Dataset, transforms: Mapping[str, Transform]
             )
         resolved = cfg.model_copy(update={"input": transforms[cfg.modality].config})
         learners[cfg.modality] = build_learner(resolved)
+        if plan.engine.activation_checkpointing:
+            learners[cfg.modality].checkpoint_activations()
     data = plan.data
     context = Context(
         seed=plan.seed,
         batch=data.batch,
         classes=dataset.manifest.classes,
-        labels={s: read_labels(dataset, s) for s in (data.train_split, data.eval_split)},
+        labels=labels or {s: read_labels(dataset, s) for s in (data.train_split, data.eval_split)},
         dims={
             name: spec.shape[0]
             for name, spec in dataset.manifest.modalities.items()

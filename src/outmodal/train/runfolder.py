@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,8 @@ import yaml
 
 from outmodal.data.cache import write_atomic
 from outmodal.errors import UserError
-from outmodal.train import gather
+from outmodal.train.folderlock import FolderLock, writing
+from outmodal.train.together import on_main
 
 FREE_KEYS = frozenset(
     {
@@ -26,10 +24,13 @@ FREE_KEYS = frozenset(
         "engine.strategy",
         "engine.log_every",
         "engine.checkpoint_every",
+        "engine.async_checkpoint",
         "engine.keep",
+        "engine.keep_every",
         "engine.threads",
         "engine.device",
         "engine.timeout",
+        "engine.hang_minutes",
         "engine.nonfinite_budget",
     }
 )
@@ -47,6 +48,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checkpoints = root / "checkpoints"
+        self._lock: FolderLock | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -55,18 +57,19 @@ class RunFolder:
         Raises:
             UserError: Another process holds it (the message names it), or it cannot be written.
         """
-        handle: int | None = None
-
-        def take() -> None:
-            nonlocal handle
-            handle = self._lock()
-
-        on_main(take)
+        on_main(self._take)
         try:
             yield
         finally:
-            if handle is not None:
-                os.close(handle)
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def check_held(self) -> None:
+        """Raise UserError where another process took the folder over: it would be wrong to write
+        into it. Does nothing on ranks that do not hold it."""
+        if self._lock is not None:
+            self._lock.check()
 
     def start(self, config_text: str) -> None:
         """Write config.yaml, or compare it with the one that is there.
@@ -89,29 +92,17 @@ class RunFolder:
     def finish(self, step: int, metrics: Mapping[str, float]) -> None:
         """Mark the run complete."""
         text = json.dumps({"step": step, "metrics": dict(metrics)}, indent=2, sort_keys=True)
-        on_main(lambda: write_atomic(self.root / "result.json", f"{text}\n".encode()))
 
-    def _lock(self) -> int:
-        try:
+        def write() -> None:
+            with writing(self.root):
+                write_atomic(self.root / "result.json", f"{text}\n".encode())
+
+        on_main(write)
+
+    def _take(self) -> None:
+        with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the run folder {self.root}: {error.strerror or error}; choose "
-                "another with --out"
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise UserError(
-                f"run folder {self.root} is in use by {holder}: wait for it, stop it, or choose "
-                "another folder with --out"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        return handle
+            self._lock = FolderLock(self.root)
 
     def _configure(self, text: str) -> None:
         path = self.root / "config.yaml"
@@ -122,14 +113,23 @@ class RunFolder:
                     f"run {self.root} was started with other values: {'; '.join(changed)}. Use "
                     "the same values to go on, or another folder (--out) for a new run"
                 )
-        write_atomic(path, text.encode())
+        with writing(self.root):
+            write_atomic(path, text.encode())
 
 
 def changed_keys(old: str, new: str) -> list[str]:
     """Describe the keys, other than the free ones, in which two YAML texts differ."""
+    return [
+        f"{key} was {before!r}, is now {now!r}"
+        for key, before, now in differences(old, new)
+        if key not in FREE_KEYS
+    ]
+
+
+def differences(old: str, new: str) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) wherever two YAML texts differ, None for keys of one only."""
     a, b = _flat(yaml.safe_load(old)), _flat(yaml.safe_load(new))
-    names = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    return [f"{k} was {a.get(k)!r}, is now {b.get(k)!r}" for k in names if k not in FREE_KEYS]
+    return [(k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -143,24 +143,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in items:
         out |= _flat(inner, f"{prefix}{key}.")
     return out
-
-
-def on_main(act: Callable[[], Any]) -> Any:
-    """Run `act` on the main process; return its JSON-able result, or raise its UserError, on
-    every rank. Also a barrier."""
-    if gather.is_main():
-        try:
-            message = [act(), None, False]
-        except UserError as error:
-            message = [None, str(error), False]
-        except BaseException as error:
-            gather.broadcast_object([None, f"{type(error).__name__}: {error}", True])
-            raise
-    else:
-        message = []
-    answer, problem, fatal = gather.broadcast_object(message)
-    if fatal:
-        raise RuntimeError(f"the main process failed: {problem}")
-    if problem is not None:
-        raise UserError(problem)
-    return answer

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from outmodal.errors import StoppedEarly
+
 _KINDS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -15,14 +17,22 @@ class StopRequest:
 
     More of them change nothing: a launcher may forward one twice, and a save goes on through
     all. In a thread that is not the main one Python cannot catch signals; nothing is caught.
+    Entering it once more inside changes nothing either.
+
+    Attributes:
+        asked: A signal came.
+        early: Nothing has been done that could be lost: a signal ends the program at once, with
+            StoppedEarly, so that a job is put back into the queue as after a checkpoint.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, early: bool = False) -> None:
+        self.asked, self.early = False, early
+        self._depth = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
+        self._depth += 1
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
             self._before = {kind: signal.signal(kind, self._note) for kind in _KINDS}
         return self
 
@@ -32,8 +42,23 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        first, self.asked = not self.asked, True
+        if self.early and first:
+            raise StoppedEarly(
+                "stopped on request before the first step: there was nothing to save. Run the "
+                "same command again to go on"
+            )
+
+
+def ignore_more() -> None:
+    """Let nothing interrupt the program's end, now that its exit code is decided."""
+    if threading.current_thread() is threading.main_thread():
+        for kind in _KINDS:
+            signal.signal(kind, signal.SIG_IGN)

@@ -7,7 +7,7 @@ from typing import Any
 
 from outmodal.errors import UserError
 from outmodal.train import gather
-from outmodal.train.runfolder import on_main
+from outmodal.train.together import on_main
 
 
 class WorldTeam:

@@ -5,19 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import NamedTuple
 
 import torch
+
+
+class Spent(NamedTuple):
+    """Seconds on the wall and of the CPU, all threads together."""
+
+    wall: float
+    cpu: float
+
+
+def spent_in_turns(
+    alternatives: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[Spent]]:
+    """What every call took, in rounds of one call each. Call them once before, to warm up."""
+    spent: dict[str, list[Spent]] = {name: [] for name in alternatives}
+    for _ in range(repeats):
+        for name, run in alternatives.items():
+            spent[name].append(_spent(run, device))
+    return spent
 
 
 def in_turns(
     alternatives: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every call, in rounds of one call each. Call them once before, to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(repeats):
-        for name, run in alternatives.items():
-            seconds[name].append(_seconds(run, device))
-    return seconds
+    """Seconds on the wall of every call, as `spent_in_turns`."""
+    spent = spent_in_turns(alternatives, repeats, device)
+    return {name: [s.wall for s in rounds] for name, rounds in spent.items()}
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
@@ -25,12 +41,12 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return median(s / f for s, f in zip(slow, fast, strict=True))
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
+def _spent(run: Callable[[], object], device: torch.device) -> Spent:
     _wait(device)
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
     _wait(device)
-    return time.perf_counter() - start
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def _wait(device: torch.device) -> None:

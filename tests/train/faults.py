@@ -1,0 +1,94 @@
+"""Faults that a rank of a real run is given: called in the fork server's children (see jobs)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from outmodal.train import gather, startcheck
+from outmodal.train.checkpoint import CheckpointStore
+from outmodal.train.engine import Engine
+from outmodal.train.run import train
+from tests.train.plans import tiny_plan
+
+
+def run(job: Mapping[str, Any]) -> None:
+    """Train job["plan"] with the fault job["fault"]."""
+    faults = {
+        "none": nothing,
+        "hang": hang,
+        "library": hang,
+        "slow_disk": slow_disk,
+        "elsewhere": elsewhere,
+        "other_code": other_code,
+        "other_plan": nothing,
+    }
+    faults[job["fault"]](job)
+    sections = dict(job["plan"])
+    if job["fault"] == "other_plan" and os.environ["RANK"] == "1":
+        sections |= job["other"]
+    train(tiny_plan(Path(sections.pop("out")), **sections))
+
+
+def nothing(job: Mapping[str, Any]) -> None:
+    """No fault."""
+
+
+def stuck_here() -> None:
+    """Where the hanging rank hangs."""
+    time.sleep(600)
+
+
+def hang(job: Mapping[str, Any]) -> None:
+    """Rank job["rank"] hangs in step job["step"], or in a library that holds Python's lock."""
+    original = Engine._step
+
+    def stepping(self: Engine, *args: Any) -> Any:
+        if self.at.step == job["step"] and gather.world().rank == job["rank"]:
+            if job["fault"] == "library":
+                ctypes.PyDLL(None).sleep(600)
+            stuck_here()
+        return original(self, *args)
+
+    Engine._step = stepping  # type: ignore[method-assign,assignment]
+
+
+def slow_disk(job: Mapping[str, Any]) -> None:
+    """Every checkpoint takes job["seconds"] more; the last rank gets two signals meanwhile, and
+    more of them while the run ends."""
+    original = CheckpointStore._write
+    steps = Engine._step
+
+    def writing(self: CheckpointStore, *args: Any) -> None:
+        for _ in range(20):
+            time.sleep(job["seconds"] / 20)
+            if job.get("signals"):
+                os.kill(os.getpid(), signal.SIGTERM)
+        original(self, *args)
+
+    def stepping(self: Engine, *args: Any) -> Any:
+        if self.at.step == job.get("stop_before"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return steps(self, *args)
+
+    CheckpointStore._write = writing  # type: ignore[method-assign,assignment]
+    Engine._step = stepping  # type: ignore[method-assign,assignment]
+
+
+def elsewhere(job: Mapping[str, Any]) -> None:
+    """Each rank is on a host of its own, and in a folder of its own."""
+    rank = os.environ.get("RANK", "0")
+    socket.gethostname = lambda: f"node{rank}"
+    os.chdir(job["folders"][int(rank)])
+
+
+def other_code(job: Mapping[str, Any]) -> None:
+    """Rank 1 has an older source tree."""
+    if os.environ["RANK"] == "1":
+        startcheck.source_hash = lambda: "0123456789abcdef"  # type: ignore[assignment]

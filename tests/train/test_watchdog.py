@@ -1,0 +1,73 @@
+"""A run that stands still says where, and ends; the next attempt goes on as if nothing happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.train.forked import ForkServer
+from tests.train.plans import lines, losses
+
+PATIENCE = 0.08  # minutes
+ENGINE = {"epochs": 2, "checkpoint_every": 2, "strategy": "ddp"}
+
+
+def job(out: Path, data: str, fault: str, **more: Any) -> dict[str, Any]:
+    engine = {**ENGINE, "hang_minutes": PATIENCE}
+    plan = {"out": str(out), "data": data, "engine": engine}
+    return {"call": "tests.train.faults:run", "fault": fault, "plan": plan, **more}
+
+
+def until_step(out: Path, step: int) -> None:
+    while not (out / "metrics.jsonl").exists() or len(losses(out)) < step:
+        time.sleep(0.01)
+
+
+def test_ranks_that_hang_are_shown_and_the_run_goes_on(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    """Four runs at once: their ranks mostly wait."""
+    calm, log = tmp_path / "calm", tmp_path / "log"
+    names = ("hang", "library", "stopped0", "stopped1")
+    outs = {name: tmp_path / name for name in names}
+    server.run(job(calm, data, "none"), 2, log)
+    hanging = {"rank": 1, "step": 5}
+    pids = {
+        name: server.start(
+            job(outs[name], data, name, **hanging)
+            if name in ("hang", "library")
+            else job(outs[name], data, "slow_disk", seconds=0.4),
+            2,
+            tmp_path / f"{name}.log",
+        )
+        for name in names
+    }
+    for rank in (0, 1):
+        until_step(outs[f"stopped{rank}"], 3)
+        os.kill(pids[f"stopped{rank}"][rank], signal.SIGSTOP)
+    for rank in (0, 1):
+        while not list(outs[f"stopped{rank}"].glob("hang-*.txt")):
+            time.sleep(0.05)
+        os.kill(pids[f"stopped{rank}"][rank], signal.SIGKILL)
+    codes = {name: server.wait(pids[name]) for name in names}
+    assert codes["hang"] == codes["library"] == [1, 1]
+    assert codes["stopped0"] == [-signal.SIGKILL, 1]
+    assert codes["stopped1"] == [1, -signal.SIGKILL]
+    shown = {name: (outs[name] / "hang-1.txt").read_text("utf-8") for name in names}
+    for name, text in shown.items():
+        assert len(list(outs[name].glob("hang-*.txt"))) == 1
+        assert text.index("=== rank 0") < text.index("=== rank 1")
+        assert "see " + str(outs[name] / "hang-1.txt") in (tmp_path / f"{name}.log").read_text()
+    assert "in stuck_here" in shown["hang"]
+    assert "after 'step 5'" in shown["hang"]
+    assert "stuck inside a library" in shown["library"]
+    assert "in stepping" in shown["library"]
+    assert "=== rank 0 did not answer" in shown["stopped0"]
+    assert "=== rank 1 did not answer" in shown["stopped1"]
+    for name in names:
+        server.run(job(outs[name], data, "none"), 2, log)
+        assert lines(outs[name]) == lines(calm)
+        assert not list(outs[name].glob(".watch-*"))
