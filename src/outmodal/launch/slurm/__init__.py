@@ -1,0 +1,1 @@
+"""From a run to a job of a SLURM cluster: the script, the site's profile, checks, following."""
