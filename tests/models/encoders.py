@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from outmodal.data.inputs import (
 from outmodal.data.manifest import Dataset
 from outmodal.models.card import CardInfo
 from outmodal.models.export import export_encoder
-from outmodal.models.heads import ProjectionHead, linear_classifier
+from outmodal.models.graph import GraphKind
+from outmodal.models.heads import Kind, ProjectionHead, linear_classifier
 from outmodal.models.learners import (
+    BitLearner,
     Cnn1dLearner,
     ConvNextLearner,
     Learner,
@@ -54,6 +57,9 @@ LEARNERS: dict[str, LearnerBase] = {
         block="basic",
         stem=8,
     ),
+    "bit": BitLearner(
+        modality="image", input=IMAGE, depth="custom", widths=(32, 64), layers=(1, 1), stem=16
+    ),
     "convnext": ConvNextLearner(
         modality="image", input=IMAGE, size="custom", patch=2, widths=(8, 16), layers=(1, 1)
     ),
@@ -74,6 +80,7 @@ CARD = CardInfo(
     command="outmodal train align --data.path tiny",
     metrics={"accuracy": 0.75},
     perceptors=("exported:other@0123456789abcdef",),
+    licences={"exported:other@0123456789abcdef": "MIT"},
     details={"seed": "0", "labels": "10 % | drawn"},
     limits=("Ten words only.",),
 )
@@ -99,7 +106,8 @@ def head_for(learner: Learner, kind: str, dim: int = 6) -> ProjectionHead | None
     """A head of this kind, or none."""
     if kind == "none":
         return None
-    return ProjectionHead(learner.dim, dim, "mlp" if kind == "mlp" else "linear", hidden=7)
+    kinds: dict[str, Kind] = {"linear": "linear", "mlp": "mlp", "mlp3": "mlp3"}
+    return ProjectionHead(learner.dim, dim, kinds[kind], hidden=7)
 
 
 def export(
@@ -111,6 +119,7 @@ def export(
     classify: bool = False,
     seed: int = 0,
     force: bool = False,
+    graphs: Sequence[GraphKind] = (),
 ) -> Path:
     """Export a tiny learner."""
     learner, transform, x = make(name, dataset, seed)
@@ -129,4 +138,5 @@ def export(
         sample_inputs=x,
         feature_norm="l2_sqrtd" if classify else None,
         force=force,
+        graphs=graphs,
     )

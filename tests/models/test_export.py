@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from outmodal.errors import UserError
 from outmodal.models import export as export_module
 from outmodal.models.export import export_encoder
 from outmodal.models.export_folder import RECORD, load_export
-from outmodal.models.features import unit_norm
+from outmodal.models.features import feature_norm, unit_norm
 from outmodal.models.reload_check import compare, reload_check
 from tests.data.tiny import make_tiny
 from tests.models.encoders import CARD, LEARNERS, OURS, THEIRS, export, head_for, make
@@ -39,7 +40,7 @@ def difference(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max())
 
 
-@pytest.mark.parametrize("head", ["none", "linear", "mlp"])
+@pytest.mark.parametrize("head", ["none", "linear", "mlp", "mlp3"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_what_is_loaded_gives_what_was_trained(
     name: str, head: str, dataset: Dataset, tmp_path: Path
@@ -76,6 +77,32 @@ def test_plain_transformers_gives_the_same_without_outmodal(
     differences = compare(folder)
     assert sorted(differences) == ["embedding", "embedding_unit", "logits", "repr"]
     assert max(differences.values()) <= 1e-5
+
+
+def test_every_head_is_known_without_outmodal(dataset: Dataset, tmp_path: Path) -> None:
+    for head in ("none", "linear", "mlp3"):
+        folder = export("vit", dataset, tmp_path / head, head, classify=True)
+        assert max(compare(folder).values()) <= 1e-5
+
+
+@pytest.mark.parametrize("head", ["none", "linear", "mlp", "mlp3"])
+@pytest.mark.parametrize("name", ["vit", "mlp"])
+def test_head_and_classifier_are_two_lines_each(
+    name: str, head: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export(name, dataset, tmp_path / "out", head, classify=True)
+    section = (folder / "README.md").read_text().split("### Head and classifier alone\n")[1]
+    code = section.split("```python\n")[1].split("```")[0]
+    assert len(code.strip().splitlines()) == 3 + 2 * (2 if head != "none" else 1)
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    check = load_file(folder / "check.safetensors")
+    with torch.no_grad():
+        e = check["repr"] if head == "none" else scope["head"](check["repr"])
+        logits = scope["classifier"](feature_norm(e, "l2_sqrtd"))
+    assert difference(e, check["embedding"]) <= 1e-5
+    assert difference(logits, check["logits"]) <= 1e-5
 
 
 def test_a_fresh_process_confirms_the_export(dataset: Dataset, tmp_path: Path) -> None:
@@ -195,8 +222,9 @@ def test_the_card_tells_data_method_metrics_limits_perceptors_and_command(
         "| accuracy | 0.7500 |",
         "Ten words only.",
         "10 % / drawn",
-        "`exported:other@0123456789abcdef`",
+        "`exported:other@0123456789abcdef`, licence: MIT",
         "outmodal train align --data.path tiny",
+        "## Licence",
     ):
         assert part in text
 
@@ -293,6 +321,33 @@ def test_state_outside_the_weights_is_noticed(dataset: Dataset, tmp_path: Path) 
             sample_inputs=x,
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_run_gives_is_compared_too(dataset: Dataset, tmp_path: Path) -> None:
+    learner, transform, x = make("mlp", dataset)
+    for shift, name in ((0.0, "repr"), (1e-3, "embedding")):
+        with torch.no_grad():
+            own = {name: learner.eval()(x) + shift}
+
+        def attempt() -> Path:
+            return export_encoder(
+                learner,
+                transform,
+                tmp_path / "out",
+                head=None,
+                classifier=None,
+                classes=(),
+                card=CARD,
+                sample_inputs=x,
+                own=own,  # noqa: B023 - called below
+            )
+
+        if shift:
+            with pytest.raises(RuntimeError, match=r"embedding differs by 0\.001"):
+                attempt()
+            assert not list(tmp_path.iterdir())
+        else:
+            shutil.rmtree(attempt())
 
 
 def test_a_full_disk_ends_in_one_sentence_and_no_folder(

@@ -2,32 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from outmodal.data.manifest import open_dataset
 from outmodal.launch.config import RunConfig
 from outmodal.launch.plots import read_metrics
 from outmodal.models.card import CardInfo
+from outmodal.models.perceptors import imagebind, languagebind
+
+_LICENCES = {
+    "imagebind": imagebind.HOME.licence,
+    "languagebind": languagebind.HOME.licence,
+    "hub": "see that model's own card",
+    "exported": "an export of outmodal: see its own model card",
+}
 
 
-def card_for(config: RunConfig, run: Path) -> CardInfo:
-    """Collect a run's facts: data, method, metrics, perceptors, and how to repeat it."""
+def card_for(config: RunConfig, run: Path, ema: bool = True) -> CardInfo:
+    """Collect a run's facts: data, method, metrics, perceptors, and how to repeat it.
+
+    Args:
+        config: The run's configuration.
+        run: Its folder.
+        ema: Whether the averaged weights are exported, where the run kept them.
+    """
     manifest = open_dataset(config.data.path).manifest
     perceptors = {m.perceptor for m in manifest.modalities.values() if m.perceptor}
+    perceptors |= {f"{p.name}:{_without_folder(p.path)}" for p in config.perceptors}
+    averaged = config.engine.ema > 0
     return CardInfo(
         name=run.name,
         method=config.method.name,
         data=manifest.name,
-        command="outmodal train config.yaml --out RUN   # the run's own config.yaml",
+        command="outmodal train training.yaml --data.path DATASET --out RUN",
+        recipe=recipe_of(config, manifest.name),
         metrics=_last_evaluation(run),
-        perceptors=sorted(perceptors | {p.path for p in config.perceptors}),
+        perceptors=sorted(perceptors),
+        licences=_licences(perceptors),
         details={
             "seed": str(config.seed),
             "epochs": str(config.engine.epochs),
             "batch": str(config.data.batch),
             "optimizer": f"{config.optim.name}, learning rate {config.optim.lr:g}",
+            "training samples": str(manifest.splits[config.data.train_split].samples),
+            "metrics are of": f"split {config.data.eval_split}",
+            "weights": f"moving average ({config.engine.ema:g})" if averaged and ema else "last",
         },
+        limits=_METRICS_OF_THE_AVERAGE if averaged and not ema else (),
     )
+
+
+_METRICS_OF_THE_AVERAGE = (
+    "The metrics are of the run's averaged weights; these are the last step's.",
+)
+
+
+def recipe_of(config: RunConfig, data: str) -> str:
+    """The configuration as YAML for another machine: absolute paths lose their folders, and the
+    data set is named instead of where it lay."""
+    values = _portable(config.model_dump(mode="json"))
+    values["out"], values["data"]["path"] = "", data
+    return yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_portable(inner) for inner in value]
+    return _without_folder(value) if isinstance(value, str) else value
+
+
+def _without_folder(text: str) -> str:
+    """The last part of an absolute path; anything else as it is."""
+    path = Path(text)
+    return path.name if path.is_absolute() or text.startswith("~") else text
+
+
+def _licences(perceptors: Iterable[str]) -> dict[str, str]:
+    """The licence of each perceptor's weights, as far as its family tells."""
+    return {p: _LICENCES.get(p.partition(":")[0], "not recorded") for p in perceptors}
 
 
 def _last_evaluation(run: Path) -> dict[str, float]:

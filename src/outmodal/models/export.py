@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,15 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from outmodal.data.cache import sync_folder
 from outmodal.data.transform import Transform, Value, write_json
-from outmodal.errors import UserError
 from outmodal.models.card import CardInfo, render_card
 from outmodal.models.export_folder import (
     CHECK,
     CLASSIFIER,
     HEAD,
     RECORD,
+    TRAINING,
     WEIGHTS,
     Export,
     ExportInfo,
@@ -32,8 +28,13 @@ from outmodal.models.export_folder import (
     as_json,
     load_export,
     outputs,
+    read_info,
+    verify_files,
 )
+from outmodal.models.export_place import clear_leftovers, publish, refuse_taken, staging, writing
 from outmodal.models.features import FeatureNorm, unit_norm
+from outmodal.models.graph import GraphKind, write_graph
+from outmodal.models.graph_onnx import require_onnx
 from outmodal.models.heads import ProjectionHead
 from outmodal.models.learners import Learner
 from outmodal.models.reading import quiet_transformers, sha256_file
@@ -58,11 +59,13 @@ def export_encoder(
     card: CardInfo,
     sample_inputs: Tensor,
     feature_norm: FeatureNorm | None = None,
+    own: Mapping[str, Tensor] | None = None,
+    graphs: Sequence[GraphKind] = (),
     force: bool = False,
 ) -> Path:
     """Write the encoder to the new folder `out`, read it back, and compare.
 
-    Weights are stored in fp32. Nothing appears at `out` before the comparison has passed.
+    Weights are stored in fp32. Nothing appears at `out` before the comparisons have passed.
 
     Args:
         learner: x -> r.
@@ -76,37 +79,57 @@ def export_encoder(
             encoder's.
         feature_norm: How e is normalised before the classifier; must be given with one, and
             means nothing without.
+        own: What the run itself gives for the inputs, under "repr", "embedding" or "logits"; the
+            reloaded encoder must give the same.
+        graphs: Graphs to write beside the weights, see `models.graph`.
         force: Replace an export that lies at `out`.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: `out` is there already, or cannot be written.
-        RuntimeError: The reloaded encoder differs, or gives values that are not finite.
+        UserError: `out` is there already, or cannot be written; a graph cannot be made.
+        RuntimeError: The reloaded encoder or a graph differs, or gives values that are not finite.
     """
     if classifier is None:
         feature_norm = None
     elif feature_norm is None:
         raise ValueError("a classifier needs feature_norm: how the embedding is normalised for it")
-    _refuse(out, force)
+    if "onnx" in graphs:
+        require_onnx()
+    clear_leftovers(out)
+    refuse_taken(out, force)
     learner = _frozen(learner)
     head = None if head is None else _frozen(head)
     classifier = None if classifier is None else _frozen(classifier)
     x = sample_inputs.detach().cpu()
     expected = outputs(learner, head, classifier, feature_norm or "none", x)
     info = _describe(learner, transform, head, classes, card, feature_norm)
-    with _writing(out), _staging(out) as folder:
+    with writing(out), staging(out) as folder:
         _write_weights(learner, head, classifier, folder)
         transform.save(folder)
+        if card.recipe:
+            (folder / TRAINING).write_text(card.recipe, encoding="utf-8")
         stored = {"inputs": x, **expected, "embedding_unit": unit_norm(expected["embedding"])}
         _save_tensors(stored, folder / CHECK)
-        info = info.model_copy(update={"files": _checksums(folder)})
+        _write_record(folder, info)
+        export = load_export(folder)
+        _verify(export, transform, x, (expected, own or {}))
+        for kind in graphs:
+            write_graph(kind, export, x, folder)
+        (folder / RECORD).unlink()  # it must not list itself
+        info = _write_record(folder, info)
         (folder / _CARD).write_text(render_card(card, info), encoding="utf-8")
-        (folder / RECORD).write_bytes(as_json(info))
-        _verify(load_export(folder), transform, x, expected)
-        _publish(folder, out)
+        verify_files(folder, read_info(folder))
+        publish(folder, out)
     return out
+
+
+def _write_record(folder: Path, info: ExportInfo) -> ExportInfo:
+    """Write outmodal.json with the checksums of all files that are there; return what it says."""
+    complete = info.model_copy(update={"files": _checksums(folder)})
+    (folder / RECORD).write_bytes(as_json(complete))
+    return complete
 
 
 def _frozen(module: M) -> M:
@@ -178,10 +201,12 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
 
 
-def _verify(export: Export, transform: Transform, x: Tensor, expected: dict[str, Tensor]) -> None:
+def _verify(
+    export: Export, transform: Transform, x: Tensor, sides: Sequence[Mapping[str, Tensor]]
+) -> None:
     """Raise RuntimeError unless the reloaded encoder and transform are those that were given."""
     found = export.outputs(x)
-    for name, value in expected.items():
+    for name, value in [pair for expected in sides for pair in expected.items()]:
         difference = float((found[name] - value).abs().max())
         if not difference <= TOLERANCE:  # also where it is NaN
             raise RuntimeError(
@@ -213,56 +238,3 @@ def _probe(kind: str, shape: tuple[int, ...]) -> Value:
         return rng.integers(0, 256, (shape[0], *shape[2:], shape[1]), dtype=np.uint8)
     size = (4000,) if kind == "audio" else shape
     return rng.standard_normal(size, dtype=np.float32)
-
-
-def _refuse(out: Path, force: bool) -> None:
-    """UserError unless `out` is free, or an export that may be replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        raise UserError(f"{out} exists: choose another folder, or replace it with --force True")
-    if not (out / RECORD).is_file():
-        raise UserError(
-            f"{out} is no export of outmodal (it has no {RECORD}), so it is not replaced: "
-            "choose another folder, or remove it yourself"
-        )
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn a failure of the file system into a UserError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write the export {out}: {error.strerror or error}; free space or choose "
-            "another folder, and run the same command again"
-        ) from error
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, removed at the end if it is still there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Make the folder durable and move it to `out`, the old one out of the way first."""
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    sync_folder(folder)
-    old = out.parent / f".{out.name}.{os.getpid()}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(folder, out)
-    sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)

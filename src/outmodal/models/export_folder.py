@@ -5,6 +5,8 @@ preprocessor_config.json or tokenizer.json
 head.safetensors                  representation -> embedding, where there is a head
 classifier.safetensors            normalised embedding -> logits, where there is a classifier
 check.safetensors                 a few inputs and what they must give
+model.onnx, model.pt2             the encoder as a graph, where they were asked for
+training.yaml                     the run's configuration, to repeat it
 outmodal.json                     everything else, and the sha256 of the files above
 README.md                         the model card
 """
@@ -36,6 +38,7 @@ from outmodal.models.learners import Learner, LearnerConfig, Pool, build_learner
 from outmodal.models.reading import read_part, sha256_file
 
 RECORD = "outmodal.json"
+TRAINING = "training.yaml"
 FORMAT = 1
 WEIGHTS, HEAD, CLASSIFIER, CHECK = (
     f"{name}.safetensors" for name in ("model", "head", "classifier", "check")
@@ -200,7 +203,7 @@ def load_export(folder: Path) -> Export:
     if not folder.is_dir():
         raise UserError(f"there is no export at {folder}: give the folder of `outmodal export`")
     info = read_info(folder)
-    weights = [name for name in info.files if name.startswith("model")]
+    weights = [name for name in info.files if is_weights(name)]
     if not any((folder / name).is_file() for name in weights):
         raise UserError(
             f"{folder} has no {WEIGHTS}: put the encoder's weights there, or export the run again"
@@ -208,6 +211,11 @@ def load_export(folder: Path) -> Export:
     verify_files(folder, info)
     with torch.random.fork_rng(devices=[]):  # modules draw weights when they are made
         return _read_modules(folder, info)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of an export holds weights of its backbone; large ones come in several."""
+    return name.startswith("model") and name.endswith(".safetensors")
 
 
 def _read_modules(folder: Path, info: ExportInfo) -> Export:

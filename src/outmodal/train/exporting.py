@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from outmodal.data.batch import Batch
 from outmodal.data.decode import DecodeError, decode
 from outmodal.data.manifest import Dataset
 from outmodal.data.shards import read_shard
@@ -14,13 +16,22 @@ from outmodal.data.transform import Transform
 from outmodal.errors import UserError
 from outmodal.models.card import CardInfo
 from outmodal.models.export import export_encoder
+from outmodal.models.graph import GraphKind
+from outmodal.train.methods import AnyMethod
 from outmodal.train.run import RunPlan, restore_method
 
 CHECK_SAMPLES = 16
 
 
 def export_run(
-    plan: RunPlan, out: Path, card: CardInfo, *, modality: str | None = None, force: bool = False
+    plan: RunPlan,
+    out: Path,
+    card: CardInfo,
+    *,
+    modality: str | None = None,
+    ema: bool = True,
+    graphs: Sequence[GraphKind] = (),
+    force: bool = False,
 ) -> Path:
     """Export one encoder of a run.
 
@@ -29,13 +40,16 @@ def export_run(
         out: New folder to write.
         card: What the model card says.
         modality: Which encoder; None where the run trained only one.
+        ema: Take the averaged weights where the run kept them.
+        graphs: Graphs to write as well, see `models.graph`.
         force: Replace an existing folder.
 
     Raises:
         UserError: No complete checkpoint, an unknown modality, an existing folder, or a data
             set without samples of the modality.
+        RuntimeError: What was written differs from what the run's own method gives.
     """
-    method, transforms, dataset = restore_method(plan)
+    method, transforms, dataset = restore_method(plan, ema)
     parts = method.export_parts(modality)
     name = parts.learner.modality
     inputs = sample_inputs(dataset, plan.data.eval_split, name, transforms[name])
@@ -49,8 +63,30 @@ def export_run(
         card=card,
         sample_inputs=inputs,
         feature_norm=parts.feature_norm,
+        own=own_outputs(method, name, inputs, classified=parts.classifier is not None),
+        graphs=graphs,
         force=force,
     )
+
+
+def own_outputs(method: AnyMethod, modality: str, x: Tensor, classified: bool) -> dict[str, Tensor]:
+    """What the method itself gives for inputs x [n, ...]: "repr", "embedding" and, where it
+    classifies, "logits"."""
+    n = len(x)
+    every = torch.ones(n, dtype=torch.bool)
+    batch = Batch(
+        index=torch.arange(n),
+        label=torch.full((n,), -1),
+        x={modality: x},
+        present={modality: every},
+        valid=every,
+    )
+    with torch.no_grad():
+        found = method.infer(f"embedding:{modality}", batch)
+        own = {"repr": found["representation"], "embedding": found["embedding"]}
+        if classified:
+            own["logits"] = method.infer("logits", batch)["logits"]
+    return own
 
 
 def sample_inputs(

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from outmodal.data.manifest import Dataset
-from outmodal.models.export_folder import HEAD, Export, load_export
+from outmodal.models.export_folder import HEAD, Export, is_weights, load_export
 from outmodal.models.perceptors.base import FrozenPerceptor, PerceptorBase
 from outmodal.models.reading import weights_digest
 
@@ -64,7 +64,7 @@ class ExportTower(nn.Module):
 
 def identity(export: Export) -> str:
     """Name and checksum of the weights that make the embedding, wherever the folder lies."""
-    names = sorted(n for n in export.info.files if n.startswith("model") and "index" not in n)
+    names = sorted(name for name in export.info.files if is_weights(name))
     files = [export.folder / name for name in names]
     if export.head is not None:
         files.append(export.folder / HEAD)
