@@ -19,6 +19,8 @@ import pytest
 from outmodal.errors import UserError
 from outmodal.models.kernels import audit
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 INSTALLED = "installed"
 OLDEST = "3.6.0"

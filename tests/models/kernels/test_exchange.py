@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from outmodal.errors import UserError
 from outmodal.models.kernels.exchange import LOCAL, Exchange
 from outmodal.models.kernels.nce import nce
 from tests.models.kernels.ranks import on_ranks
@@ -127,3 +128,32 @@ def test_uneven_ranks_give_the_loss_and_gradients_of_the_whole_batch(
         # what every rank's rows pass back
         whole = torch.stack(each).mean(0) if expected.dim() == 0 else torch.cat(each) / 3
         torch.testing.assert_close(whole, expected, atol=1e-9, rtol=1e-9)
+
+
+def _refusal(work: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as refused:
+        work()
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("bad", ["long", "nan", "weights"])
+def test_what_one_rank_refuses_all_refuse(bad: str) -> None:
+    """Else the others would wait in the next collective for one that is gone."""
+    data = _data({"weights": True})
+    if bad == "weights":
+        data["weights"][-1] = -1.0
+    else:
+        data["k"][-1] = 3.0 if bad == "long" else torch.nan
+    parts = _split(data)
+
+    def work(exchange: Exchange, rank: int) -> str:
+        mine = parts[rank]
+        q, k, weights = mine["q"], mine["k"], mine["weights"]
+        names = ("rgb", "speech")
+        return _refusal(lambda: nce(q, k, 9.0, weights=weights, exchange=exchange, names=names))
+
+    messages = on_ranks(3, work)
+    assert all("'speech'" in m for m in messages)
+    if bad != "weights":
+        assert "normalize" in messages[2] or "NaN" in messages[2]
+        assert all("1 embeddings of other ranks" in m for m in messages[:2])

@@ -168,3 +168,9 @@ def test_errors_name_the_modality() -> None:
         nearest(z, [])
     with pytest.raises(UserError, match="two positive numbers"):
         nearest(z, v, tile=(0, 5))
+
+
+def test_names_are_one_for_each_modality() -> None:
+    z = torch.zeros(2, 3)
+    with pytest.raises(UserError, match=r"1 names \(depth\) for 2 modalities"):
+        nearest(z, [z, z], names=("depth",))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from outmodal.models.kernels.exchange import LOCAL, Exchange
 from outmodal.models.objectives import Objective
 
 NAMES = ("sight", "sound", "touch", "smell", "taste", "sense")
@@ -45,10 +46,11 @@ def gradients(
     batch: Mapping[str, Tensor],
     present: Mapping[str, Tensor] | None = None,
     step: int = 1,
+    exchange: Exchange = LOCAL,
 ) -> dict[str, Tensor]:
     """The loss, its gradient by every modality and by every parameter."""
     leaves = {m: t.clone().requires_grad_() for m, t in batch.items()}
-    loss = objective(leaves, present, step=step, raw=leaves).loss
+    loss = objective(leaves, present, exchange, step, leaves).loss
     parameters = dict(objective.named_parameters())
     every = {**leaves, **parameters}
     found = torch.autograd.grad(loss, list(every.values()), allow_unused=True)

@@ -8,8 +8,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from outmodal.errors import UserError
+from outmodal.models.kernels.exchange import Exchange
 from outmodal.models.objectives import AnyObjectiveConfig, Objective, ObjectiveConfig
-from tests.models.objectives.plain import gradients, take, units
+from tests.models.kernels.ranks import on_ranks
+from tests.models.objectives.plain import gaps, gradients, take, units
 
 ADAPTER: TypeAdapter[AnyObjectiveConfig] = TypeAdapter(ObjectiveConfig)
 VARIANTS: dict[str, dict[str, object]] = {
@@ -71,6 +73,18 @@ def test_numbers_of_samples_that_differ_are_named(variant: str) -> None:
         objective(narrow, step=1)
     with pytest.raises(UserError, match="no embeddings of modality 'sight' were given"):
         objective({m: t for m, t in batch.items() if m != "sight"}, step=1)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_masks_that_do_not_fit_are_named(variant: str) -> None:
+    batch = units(3)
+    objective = make(variant, batch)
+    full = {m: torch.ones(7, dtype=torch.bool) for m in batch}
+    for wrong in (full["touch"][:5], full["touch"].float()):
+        with pytest.raises(UserError, match=r"modality 'touch': `present` must be bool \[7\]"):
+            objective(batch, {**full, "touch": wrong}, step=1)
+    with pytest.raises(UserError, match="no mask of modality 'sight'"):
+        objective(batch, {m: t for m, t in full.items() if m != "sight"}, step=1)
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
@@ -153,3 +167,44 @@ def test_every_implementation_gives_the_same(variant: str) -> None:
     plain = ADAPTER.validate_python(keys).build(tuple(batch), 6).double()
     for key, value in gradients(plain, batch).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-8, msg=key)
+
+
+ROWS = [4, 0, 1, 2]  # of each rank
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_uneven_ranks_equal_one_process(variant: str) -> None:
+    batch = units(3)
+    present = gaps(tuple(batch), 7)
+    whole = gradients(make(variant, batch), batch, present)
+    objectives = [make(variant, batch) for _ in ROWS]
+    parts = {m: torch.split(t, ROWS) for m, t in batch.items()}
+    masks = {m: torch.split(t, ROWS) for m, t in present.items()}
+
+    def work(exchange: Exchange, rank: int) -> dict[str, Tensor]:
+        mine, held = ({m: t[rank] for m, t in side.items()} for side in (parts, masks))
+        return gradients(objectives[rank], mine, held, exchange=exchange)
+
+    ranks = on_ranks(len(ROWS), work)
+    for key, expected in whole.items():
+        each = [found[key] for found in ranks]
+        got = torch.cat(each) / len(ROWS) if key in batch else torch.stack(each).mean(0)
+        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_all_ranks_refuse_what_one_refuses(variant: str) -> None:
+    batch = units(3)
+    batch["touch"][-1, 0] = torch.nan
+    objectives = [make(variant, batch) for _ in ROWS]
+    parts = {m: torch.split(t, ROWS) for m, t in batch.items()}
+
+    def work(exchange: Exchange, rank: int) -> str:
+        mine = {m: t[rank] for m, t in parts.items()}
+        with pytest.raises(UserError) as refused:
+            objectives[rank](mine, exchange=exchange, raw=mine)
+        return str(refused.value)
+
+    messages = on_ranks(len(ROWS), work)
+    assert all("modality 'touch'" in m for m in messages)
+    assert "row 1 (1 such of 2) has NaN" in messages[-1]

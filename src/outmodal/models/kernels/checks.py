@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from outmodal.errors import UserError
+from outmodal.models.kernels.exchange import LOCAL, Exchange
 
 _ROWS = 8192
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -36,30 +37,52 @@ def check_shapes(embeddings: Sequence[Tensor], names: Sequence[str]) -> None:
                 )
 
 
+def check_mask(mask: Tensor, rows: int, name: str) -> None:
+    """Refuse a mask of a modality's rows that is not [rows] bool. Costs nothing.
+
+    Raises:
+        UserError: Names the modality.
+    """
+    if mask.dtype is not torch.bool or mask.shape != (rows,):
+        raise UserError(
+            f"modality '{name}': `present` must be bool [{rows}], one for each row, got "
+            f"{mask.dtype} {list(mask.shape)}"
+        )
+
+
 def check_units(
     embeddings: Sequence[Tensor],
     names: Sequence[str],
     present: Sequence[Tensor | None] | None = None,
+    exchange: Exchange = LOCAL,
 ) -> None:
-    """Refuse embeddings with a present row that is not a finite unit vector.
+    """Refuse embeddings with a present row that is not a finite unit vector. Collective.
 
-    Reads every embedding once, and on a GPU waits for it once: not for every step.
+    Reads every embedding once, and on a GPU waits for it once: not for every step. All ranks
+    refuse where one has such a row, so that none is left waiting for the others.
 
     Args:
         embeddings: [n, d] each.
         names: What to call them.
         present: [n] bool each, rows that count; None where all do.
+        exchange: Of the ranks that check together.
 
     Raises:
-        UserError: Names the modality, a row of it, and the remedy.
+        UserError: Names the modality, a row of it (where this rank holds one), and the remedy.
     """
     masks = present if present is not None else [None] * len(embeddings)
     wrong = [_wrong(e, mask) for e, mask in zip(embeddings, masks, strict=True)]
-    if not bool(torch.stack([w.any() for w in wrong]).any()):
+    everywhere = exchange.sum(torch.stack([w.sum() for w in wrong])).tolist()
+    if not any(everywhere):
         return
     for e, bad, name in zip(embeddings, wrong, names, strict=True):
         if bool(bad.any()):
             raise UserError(_complaint(e, bad, name))
+    name, count = next((n, c) for n, c in zip(names, everywhere, strict=True) if c)
+    raise UserError(
+        f"modality '{name}': {count} embeddings of other ranks are no finite unit vectors; the "
+        "messages of those ranks name a row and the remedy"
+    )
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:

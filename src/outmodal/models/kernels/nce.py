@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from outmodal.errors import UserError, nearest
-from outmodal.models.kernels.checks import check_shapes, check_units
+from outmodal.models.kernels.checks import check_mask, check_shapes, check_units
 from outmodal.models.kernels.dispatch import Impl, choose
 from outmodal.models.kernels.exchange import LOCAL, Exchange
 from outmodal.models.kernels.nce_reference import nce_reference
@@ -91,9 +91,10 @@ def nce(
             are no unit vectors, a scale that is no positive number or negative weights.
     """
     check_shapes(*_named(q, k, positives, names))
+    _check_rows(len(q), weights, present, names)
     _check_options(form, both, positives, exclude_positive, smoothing)
     if check:
-        _check_values(q, k, scale, weights, present, names)
+        _check_values(q, k, scale, weights, present, names, exchange)
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
     given = _Given(
         _kept(q, present),
@@ -179,6 +180,18 @@ def _check_options(
         )
 
 
+def _check_rows(
+    rows: int, weights: Tensor | None, present: Tensor | None, names: tuple[str, str]
+) -> None:
+    if present is not None:
+        check_mask(present, rows, names[0])
+    if weights is not None and weights.shape != (rows,):
+        raise UserError(
+            f"weights of '{names[0]}' and '{names[1]}' must be [{rows}], one for each row, got "
+            f"{list(weights.shape)}"
+        )
+
+
 def _check_values(
     q: Tensor,
     k: Tensor,
@@ -186,15 +199,16 @@ def _check_values(
     weights: Tensor | None,
     present: Tensor | None,
     names: tuple[str, str],
+    exchange: Exchange,
 ) -> None:
-    check_units((q, k), names, (present, present))
+    check_units((q, k), names, (present, present), exchange)
     value = float(scale.detach() if isinstance(scale, Tensor) else scale)
     if not (math.isfinite(value) and value > 0):
         raise UserError(
             f"the scale of '{names[0]}' and '{names[1]}' must be a positive finite number, got "
             f"{value}: a learned one should be the exponential of its parameter, clamped"
         )
-    if weights is not None and bool((weights < 0).any()):
+    if weights is not None and bool(exchange.sum((weights < 0).sum()) > 0):
         raise UserError(f"weights of '{names[0]}' and '{names[1]}' must not be negative")
 
 

@@ -78,7 +78,7 @@ def exact_grads(
         scale * G columns [m, d], and scale * G^T rows [n, d] for this rank's columns.
     """
     chosen, columns = operands(rows[index], columns)
-    has = torch.isfinite(lse)
+    has = lse != -torch.inf  # not a row without negatives; NaN stays NaN
     lse, slope = (torch.where(has, t, torch.zeros_like(t)) for t in (lse, slope))
     d_rows = torch.zeros_like(chosen)
 

@@ -194,6 +194,8 @@ def _check(
         raise UserError(f"nearest: tile must be two positive numbers, got {tile}")
     if not v:
         raise UserError("nearest: there are no modalities to measure distances to; give at least 1")
+    if len(names) != len(v):
+        raise UserError(f"nearest: {len(names)} names ({', '.join(names)}) for {len(v)} modalities")
     for part, name in zip(v, names, strict=True):
         if part.dim() != 2 or part.shape[1] != z.shape[1] or part.shape != v[0].shape:
             raise UserError(

@@ -92,14 +92,15 @@ def ova(
 
     Raises:
         UserError: M out of range, shapes that differ, options out of range, and with `check` rows
-            that are no unit vectors.
+            that are no unit vectors (on all ranks where one has them) or a tensor of a scale
+            that is no positive number.
     """
     names = tuple(names) or tuple(f"{m}" for m in range(len(embeddings)))
     _check_arguments(embeddings, names, score, present, smoothing, gram_dtype)
-    _check_scale(scale)
+    _check_scale(scale, check)
     if check:
         masks = None if present is None else list(present.unbind(1))
-        check_units(embeddings, names, masks)
+        check_units(embeddings, names, masks, exchange)
     facing = _facing(anchors, names)
     if len(embeddings) == 2 and score == "projection" and signed_pair:
         pair = [embeddings[i] for i in (facing[0], 1 - facing[0])]
@@ -229,6 +230,11 @@ def group_scores(
         wanted = "2" if score == "area" else f"1 to {MOST_MODALITIES - 1}"
         raise UserError(f"group_scores: score '{score}' needs {wanted} vectors, got {len(rest)}")
     check_shapes(rest, [f"{j}" for j in range(len(rest))])
+    if anchor.dim() != 2 or anchor.shape[1] != rest[0].shape[1]:
+        raise UserError(
+            f"group_scores: anchors have shape {list(anchor.shape)}, the groups' vectors "
+            f"{list(rest[0].shape)}: all must be [rows, dim] of one dim"
+        )
     with torch.autocast(anchor.device.type, enabled=False):
         kept = _present_only(rest, present)
         basis, gain = Groups(present, score, max(ridge, ridge_floor), gram_dtype).basis(kept)
@@ -294,12 +300,19 @@ def _certain(scale: Tensor | float, score: Form) -> bool:
     return low - max((low + high) / 2, high - TOP) > math.log(LOST) + 1
 
 
-def _check_scale(scale: Tensor | float) -> None:
+def _check_scale(scale: Tensor | float, look: bool) -> None:
+    """The value of a tensor only where it may be waited for."""
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
             raise UserError(f"scale: expected one element, got shape {list(scale.shape)}")
-    elif not 0 < scale < math.inf:
-        raise UserError(f"scale: expected a positive number (1 / temperature), got {scale}")
+        if not look:
+            return
+        scale = float(scale.detach())
+    if not 0 < scale < math.inf:
+        raise UserError(
+            f"scale: expected a positive finite number (1 / temperature), got {scale}: a learned "
+            "one should be the exponential of its parameter, bounded"
+        )
 
 
 def _check_arguments(

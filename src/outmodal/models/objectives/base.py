@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from outmodal.base import Config
 from outmodal.errors import UserError
-from outmodal.models.kernels.checks import check_shapes, check_units
+from outmodal.models.kernels.checks import check_mask, check_shapes, check_units
 from outmodal.models.kernels.dispatch import Impl
 from outmodal.models.kernels.exchange import LOCAL, Exchange
 from outmodal.models.objectives.scale import Scale
@@ -174,7 +174,8 @@ class Objective(nn.Module, ABC):
 
         Raises:
             UserError: A modality is missing, has another number of rows or dimensions, or (in a
-                checked step) holds NaN or vectors of another length than 1; names it.
+                checked step) holds NaN or vectors of another length than 1; names it. Values of
+                one rank are refused on all of them.
         """
         batch = self._gathered(units, present, exchange, step, raw)
         with torch.autocast(batch.held.device.type, enabled=False):
@@ -197,9 +198,15 @@ class Objective(nn.Module, ABC):
             held = torch.ones(len(vectors[0]), len(names), dtype=torch.bool)
             held = held.to(vectors[0].device)
         else:
+            if absent := [m for m in names if m not in present]:
+                raise UserError(
+                    f"`present` has no mask of modality '{absent[0]}': give one of each"
+                )
+            for m in names:
+                check_mask(present[m], len(vectors[0]), m)
             held = torch.stack([present[m] for m in names], dim=1)
         if step % CHECK_EVERY == 0:
-            check_units(vectors, names, held.unbind(1))
+            check_units(vectors, names, held.unbind(1), exchange)
         before = None if raw is None else _kept([raw[m] for m in names], held)
         return Embedded(names, _kept(vectors, held), held, exchange, step, before)
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from outmodal.errors import UserError
 from outmodal.models.kernels.nce import nce
@@ -78,7 +79,8 @@ class Symile(Objective):
             order = shuffle(whole, seed) if len(others) > 1 else torch.arange(len(whole))
             drawn.append(everyone[m][order.to(whole.device)[own]])
         tuples, positives = _product(drawn), _product([batch.units[m] for m in others])
-        longest = torch.maximum(*(t.detach().norm(dim=1).amax() for t in (tuples, positives)))
+        lengths = torch.cat([tuples.detach(), positives.detach()]).norm(dim=1)
+        longest = F.pad(lengths, (0, 1)).amax()  # of no rows: 0
         # products are short: lengthened to 1 at most, so that a bound on logits by the scale holds
         reach = batch.exchange.gather(longest[None]).amax().clamp(min=1e-20)
         return nce(
