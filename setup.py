@@ -21,9 +21,11 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
-        "outmodal": ["py.typed", "slurm/*"],
+        "outmodal": ["py.typed", "*.pyi", "slurm/*"],
         "outmodal.data": ["embedded_files/*", "clip_vocabulary/*"],
         "outmodal.train": ["recipes/*.yaml"],
+        "outmodal.launch.report": ["assets/*"],
+        "outmodal.launch.reproduce": ["tables/*.yaml"],
     },
     install_requires=[
         "torch>=2.11",
@@ -36,6 +38,7 @@ setup(
         "PyYAML>=6",
         "numpy>=2",
         "scipy>=1.13",
+        "scikit-learn>=1.5",
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "pillow>=11",
@@ -46,7 +49,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # CUDA builds of torch bring their own Triton; this is for those that do not.
+        "cuda": ["triton>=3.6"],
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.21"],
         "test": [
+            "onnx>=1.18",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.21",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.110",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from outmodal.data.batch import Batch
 from outmodal.train import gather
+from outmodal.train.hardware import Usage
 from outmodal.train.metrics import Metrics
 from outmodal.train.writer import Written
 
@@ -21,11 +22,16 @@ class Recorder:
     Args:
         every: Steps between lines of training.
         total: Steps of the run.
+
+    Attributes:
+        gauges: Name for TensorBoard -> what reads it on the main process whenever speed is shown.
     """
 
     def __init__(self, every: int, total: int) -> None:
         self._every, self._total = every, total
         self._metrics: Metrics | None = None
+        self._usage = Usage()
+        self.gauges: dict[str, Callable[[], float]] = {}
         self._clock = (time.monotonic(), 0)
 
     def open(self, folder: Path, offset: int, step: int) -> None:
@@ -57,14 +63,15 @@ class Recorder:
             self._metrics.write(step, epoch, stage, split, values)
 
     def speed(self, step: int, waited: float) -> None:
-        """Show steps a second since the last call, and the share of it that data were missing."""
+        """Show steps a second since the last call, the share of it that data were missing, what
+        the machine gave for it, and the gauges."""
         now = time.monotonic()
         spent, steps = max(now - self._clock[0], 1e-9), step - self._clock[1]
         if self._metrics is not None and steps > 0:
             share = 100 * waited / spent
-            self._metrics.board(
-                step, {"speed/steps_per_s": steps / spent, "speed/data_wait_%": share}
-            )
+            shown = {"speed/steps_per_s": steps / spent, "speed/data_wait_%": share}
+            shown |= {f"hardware/{name}": value for name, value in self._usage.read().items()}
+            self._metrics.board(step, shown | {name: read() for name, read in self.gauges.items()})
         self._clock = (now, step)
 
     def checkpoints(self, written: Sequence[Written]) -> None:
