@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from outmodal import __version__
 from outmodal.errors import StoppedEarly, UserError, nearest
+from outmodal.train.signals import ignore_more
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,13 @@ COMMANDS: Mapping[str, Command] = {
     "data": Command("data", "build, index, check, stats, show: make and look at data sets"),
     "embed": Command("embed", "run frozen perceptors once over a data set, keep their features"),
     "train": Command("train", "train a recipe; repeat the command to resume"),
+    "plan": Command("plan", "memory, wires, hours and storage of a run, before it is paid for"),
+    "submit": Command("submit", "run a recipe, or a table's cells, as a job of a SLURM cluster"),
     "eval": Command("evaluate", "evaluate a run, an export, or perceptors alone, on a data set"),
+    "reproduce": Command("reproduce", "the methods of a table of a paper, on a data set"),
+    "report": Command("report", "one HTML page about runs: curves, tables, maps; opens offline"),
     "export": Command("export", "export a run's encoder for transformers.AutoModel"),
-    "bench": Command("bench", "measure perceptors' towers, and cached against live features"),
+    "bench": Command("bench", "measure kernels and perceptors beside peers and stock parts"),
     "doctor": Command("doctor", "check this machine and its installation"),
 }
 
@@ -97,7 +102,8 @@ def _guarded(name: str, argv: Sequence[str]) -> Outcome:
         return _run(name, argv)
     except (UserError, StoppedEarly) as error:
         message = str(error)
-        sys.stderr.write(f"outmodal {name}: {message}\n")
+        if not error.quiet:
+            sys.stderr.write(f"outmodal {name}: {message}\n")
         data = {"error": message, "exit_code": error.exit_code}
         return Outcome(data, "", error.exit_code)
     except KeyboardInterrupt:
@@ -128,8 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = _guarded(args[0], args[1:])
         if outcome.text:
             sys.stdout.write(outcome.text.rstrip() + "\n")
-        return outcome.exit_code
-    with _stdout_to_stderr() as real:
-        outcome = _guarded(args[0], args[1:])
-        _print_json(real, outcome.data)
+    else:
+        with _stdout_to_stderr() as real:
+            outcome = _guarded(args[0], args[1:])
+            _print_json(real, outcome.data)
+    if argv is None and outcome.exit_code == StoppedEarly.exit_code:
+        ignore_more()  # a second signal must not turn 75 into a death by that signal
     return outcome.exit_code

@@ -15,7 +15,7 @@ from outmodal.base import Config
 from outmodal.data.stream import StreamConfig
 from outmodal.errors import UserError, nearest
 from outmodal.launch.arguments import parse
-from outmodal.launch.recipe import Recipe, explain, read_recipe
+from outmodal.launch.recipe import Recipe, explain, merge, read_recipe
 from outmodal.models.learners import LearnerConfig
 from outmodal.models.perceptors import PerceptorConfig
 from outmodal.train.engine import EngineConfig
@@ -89,6 +89,22 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         default=config,
     )
     return parsed.model_copy(update={"method": resolved(parsed.method)})
+
+
+def adapted(recipe: str, sections: dict[str, Any], origin: str) -> RunConfig:
+    """A recipe with some sections changed, as a recipe with `base: RECIPE` would change them.
+
+    Args:
+        recipe: Name or path.
+        sections: Nested values.
+        origin: Who changes them, for messages about keys that the recipe does not have.
+
+    Raises:
+        UserError: As `load_config`.
+    """
+    raw = read_recipe(recipe_path(recipe), recipe_path)
+    config = _validate(Recipe(merge(raw.values, sections), raw.lines, origin))
+    return config.model_copy(update={"method": resolved(config.method)})
 
 
 def parse_config(text: str, origin: str) -> RunConfig:

@@ -121,17 +121,19 @@ def read_recipe(path: Path, find: Callable[[str], Path]) -> Recipe:
     if base is None:
         return recipe
     below = read_recipe(find(str(base)), find)
-    merged = _merge(below.values, recipe.values)
+    merged = merge(below.values, recipe.values)
     return Recipe(merged, {**below.lines, **recipe.lines}, recipe.origin)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Values of a recipe with others in place of what they name; a section with another `name`
+    takes the place of the whole section."""
     other_member = "name" in above and above["name"] != below.get("name")
     result = {} if other_member else dict(below)
     for key, value in above.items():
         old = result.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        result[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return result
 
 

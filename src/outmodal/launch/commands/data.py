@@ -15,6 +15,7 @@ from outmodal.launch.cli import Outcome
 USAGE = """usage: outmodal data COMMAND ...
 
   build fashion-speech --out DIR   real images, spoken class names and text of 10 classes
+  build six-view --out DIR         six feature views of the same handwritten digits
   build folder --source DIR --out DIR   your own files: a tree split/class/..., or a CSV
   index DIR     make dataset.json for tars that other tools wrote
   check DIR     verify every shard and decode every sample
@@ -94,7 +95,11 @@ def _positional(schema: type[Any], argv: list[str], verb: str, key: str, sample:
 def _build(argv: list[str]) -> Outcome:
     if not argv or argv[0] in ("-h", "--help"):
         return Outcome({}, USAGE)
-    sources = {"fashion-speech": _build_fashion, "folder": _build_folder}
+    sources = {
+        "fashion-speech": _build_fashion,
+        "six-view": _build_six_view,
+        "folder": _build_folder,
+    }
     if argv[0] not in sources:
         raise UserError(f"unknown source '{argv[0]}'{nearest(argv[0], sources)}")
     return sources[argv[0]](argv[1:])
@@ -104,6 +109,12 @@ def _build_fashion(argv: list[str]) -> Outcome:
     from outmodal.data.build.fashion_speech import FashionSpeechConfig, build_fashion_speech
 
     return _built("fashion-speech", argv, FashionSpeechConfig, build_fashion_speech)
+
+
+def _build_six_view(argv: list[str]) -> Outcome:
+    from outmodal.data.build.six_view import SixViewConfig, build_six_view
+
+    return _built("six-view", argv, SixViewConfig, build_six_view)
 
 
 def _build_folder(argv: list[str]) -> Outcome:
@@ -127,8 +138,9 @@ def _built(source: str, argv: list[str], schema: type[Any], build: Callable[...,
     bars: dict[str, Any] = {}
 
     def progress(done: int, total: int) -> None:
-        bar = bars.setdefault("bar", progress_bar(total, source, "sample"))
-        bar.update(done - bar.n)
+        if "bar" not in bars:
+            bars["bar"] = progress_bar(total, source, "sample")
+        bars["bar"].update(done - bars["bar"].n)
 
     dataset = build(config, Path(out), int(workers or 1), progress)
     if "bar" in bars:

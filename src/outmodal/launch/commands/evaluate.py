@@ -1,28 +1,33 @@
-"""`outmodal eval`: the method's own metrics, an export's classifier, or perceptors alone."""
+"""`outmodal eval`: a run by its method or by what its frozen encoders tell, an export's
+classifier, or perceptors alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from outmodal.errors import UserError
 from outmodal.launch.arguments import parse
 from outmodal.launch.cli import Outcome
+from outmodal.train.combinations import Missing, Which
+from outmodal.train.encoder_tasks import POOL, Directions
+from outmodal.train.probing import ProbeConfig
 
 if TYPE_CHECKING:
     from outmodal.train.evaluation import Evaluation
 
 _OF_A_RUN = "outmodal eval runs/cox --data DATASET"
+_OF_ENCODERS = "outmodal eval runs/align --task combinations --probe.epochs 20"
 _OF_PERCEPTORS = "outmodal eval --perceptor image=CLIP --data DATASET --task classify"
 
 
 @dataclass(frozen=True)
 class EvalArgs:
     """Evaluate a run or an export (accuracy of the classifier, or alignment where that is what
-    the run trained), or perceptors alone: zero-shot classification by class names, or retrieval
-    between two modalities."""
+    the run trained); the frozen encoders of a run (probe, combinations, retrieve); or perceptors
+    alone: zero-shot classification by class names, or retrieval between two modalities."""
 
     what: Path | None = None
     """Folder of a run or of an export; none where perceptors are named."""
@@ -30,8 +35,23 @@ class EvalArgs:
     """Data set; a run's own where empty."""
     split: str = ""
     """Split; the run's evaluation split where empty, "test" for an export and for perceptors."""
-    task: Literal["classify", "retrieve"] = "classify"
-    """Retrieval is of perceptors only."""
+    task: Literal["classify", "retrieve", "probe", "combinations"] = "classify"
+    """probe: a small network on the representations of all modalities; combinations: one for each
+    combination of modalities; both are of a run only."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """The network of probe and combinations; it learns on the run's training split."""
+    subsets: Which = "all"
+    """combinations: every one, or single modalities and all of them."""
+    missing: Missing = "separate"
+    """combinations: a network for each; or one of all modalities, with the others filled."""
+    directions: Directions = "rest"
+    """retrieve: all other modalities together ask for each one, or each asks for each other."""
+    query: tuple[str, ...] = ()
+    """retrieve: modalities that ask, where it is these only; wants --target."""
+    target: str = ""
+    """retrieve: the modality that --query looks for."""
+    pool: int = POOL
+    """retrieve: also among so many candidates a query; 0 leaves it out."""
     perceptor: tuple[str, ...] = ()
     """As in `outmodal embed`. classify: the modality's, and a second one for the prompts unless
     the first has a text side; retrieve: one for each of two modalities."""
@@ -53,7 +73,7 @@ def run(argv: Sequence[str]) -> Outcome:
     args = list(argv)
     if args and not args[0].startswith("-"):
         args = ["--what", *args]
-    example = f"{_OF_A_RUN}\n         {_OF_PERCEPTORS}"
+    example = "\n         ".join([_OF_A_RUN, _OF_ENCODERS, _OF_PERCEPTORS])
     parsed = parse(EvalArgs, args, prog="outmodal eval", example=example)
     result = _of_perceptors(parsed) if parsed.perceptor else _of_a_folder(parsed)
     lines = [f"{name:<28} {value:.4f}" for name, value in sorted(result.metrics.items())]
@@ -68,16 +88,43 @@ def _of_a_folder(args: EvalArgs) -> Evaluation:
 
     if args.what is None:
         raise UserError(f"name a run, an export, or --perceptor ({_OF_A_RUN})")
-    if args.task != "classify" or args.template:
-        raise UserError(
-            "--task and --template are for perceptors; a run is evaluated as it was trained: "
-            f"leave them out ({_OF_A_RUN})"
-        )
+    if args.template:
+        raise UserError(f"--template is for perceptors: leave it out ({_OF_A_RUN})")
+    if args.task != "classify":
+        return _of_encoders(args)
     if (args.what / "outmodal.json").is_file():
         if not args.data:
             raise UserError(f"--data is missing: an export holds no data ({_OF_A_RUN})")
         return evaluate_export(args.what, args.data, args.split or "test")
     return evaluate_run(open_run(args.what)[1], args.data, args.split)
+
+
+def _of_encoders(args: EvalArgs) -> Evaluation:
+    from outmodal.launch.running import open_run
+    from outmodal.train.encoder_tasks import combinations_task, probe_task, retrieve_task
+    from outmodal.train.representations import open_encoder
+
+    assert args.what is not None
+    if (args.what / "outmodal.json").is_file():
+        raise UserError(
+            f"--task {args.task} is of a run, and {args.what} is an export: name the run's folder"
+        )
+    plan = open_run(args.what)[1]
+    train, test = plan.data.train_split, args.split or plan.data.eval_split
+    with open_encoder(plan, args.data) as encoder:
+        if args.task == "probe":
+            return probe_task(encoder, train, test, args.probe)
+        if args.task == "combinations":
+            which, missing = args.subsets, args.missing
+            return combinations_task(encoder, train, test, args.probe, which=which, missing=missing)
+        return retrieve_task(
+            encoder,
+            test,
+            directions=args.directions,
+            query=args.query,
+            target=args.target,
+            pool=args.pool,
+        )
 
 
 def _of_perceptors(args: EvalArgs) -> Evaluation:
@@ -91,6 +138,8 @@ def _of_perceptors(args: EvalArgs) -> Evaluation:
         raise UserError(f"name either {args.what} or --perceptor, not both")
     if not args.data:
         raise UserError(f"--data is missing ({_OF_PERCEPTORS})")
+    if args.task in ("probe", "combinations"):
+        raise UserError(f"--task {args.task} is of a run: name its folder ({_OF_ENCODERS})")
     if args.template and args.task != "classify":
         raise UserError("--template is for --task classify: leave it out")
     changes = {"precision": args.precision, "compile": args.compile}

@@ -1,0 +1,1 @@
+"""Tables of papers on the user's data: one small file a table, one training run a cell."""
