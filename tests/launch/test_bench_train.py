@@ -29,6 +29,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     return asked
 
 
+@pytest.mark.long
 def test_the_answer_has_all_its_parts(
     started: list[tuple[list[str], int]], capfd: pytest.CaptureFixture[str]
 ) -> None:

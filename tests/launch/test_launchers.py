@@ -13,6 +13,8 @@ import pytest
 from outmodal.launch.local import free_port
 from tests.data.tiny import make_tiny
 
+pytestmark = pytest.mark.long
+
 BIN = Path(sys.executable).parent
 RECIPE = """
 data: {{path: {data}, batch: 8, streams: 4}}

@@ -23,7 +23,7 @@ def quickstart(out: Path) -> dict[str, object]:
     return answer
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_whole_flow_and_its_repetition(tmp_path: Path) -> None:
     first = quickstart(tmp_path / "out")

@@ -15,6 +15,7 @@ from outmodal.train import gather, startcheck
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.engine import Engine
 from outmodal.train.run import train
+from outmodal.train.watchdog import Watchdog
 from tests.train.plans import tiny_plan
 
 
@@ -24,7 +25,9 @@ def run(job: Mapping[str, Any]) -> None:
         "none": nothing,
         "hang": hang,
         "library": hang,
+        "dies": hang,
         "slow_disk": slow_disk,
+        "hung_disk": hung_disk,
         "elsewhere": elsewhere,
         "other_code": other_code,
         "other_plan": nothing,
@@ -46,13 +49,16 @@ def stuck_here() -> None:
 
 
 def hang(job: Mapping[str, Any]) -> None:
-    """Rank job["rank"] hangs in step job["step"], or in a library that holds Python's lock."""
+    """Rank job["rank"] hangs in step job["step"], there or in a library that holds Python's lock,
+    or dies."""
     original = Engine._step
 
     def stepping(self: Engine, *args: Any) -> Any:
         if self.at.step == job["step"] and gather.world().rank == job["rank"]:
             if job["fault"] == "library":
                 ctypes.PyDLL(None).sleep(600)
+            if job["fault"] == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
             stuck_here()
         return original(self, *args)
 
@@ -79,6 +85,18 @@ def slow_disk(job: Mapping[str, Any]) -> None:
 
     CheckpointStore._write = writing  # type: ignore[method-assign,assignment]
     Engine._step = stepping  # type: ignore[method-assign,assignment]
+
+
+def stuck_disk(*_: Any) -> None:
+    """Where a write never comes back."""
+    time.sleep(600)
+
+
+def hung_disk(job: Mapping[str, Any]) -> None:
+    """The run hangs, and so does the disk that its report would go to."""
+    hang(job)
+    Watchdog._write_part = stuck_disk  # type: ignore[method-assign]
+    Watchdog._answer_time = lambda _: 0.5  # type: ignore[method-assign]
 
 
 def elsewhere(job: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from tests.train.forked import ForkServer
 from tests.train.plans import lines, losses
 
 PATIENCE = 0.08  # minutes
-ENGINE = {"epochs": 2, "checkpoint_every": 2, "strategy": "ddp"}
+ENGINE = {"epochs": 2, "checkpoint_every": 2, "strategy": "auto"}
 
 
 def job(out: Path, data: str, fault: str, **more: Any) -> dict[str, Any]:
-    engine = {**ENGINE, "hang_minutes": PATIENCE}
+    """Runs that are to come to their end are patient: machines may be slow."""
+    engine = {**ENGINE, "hang_minutes": 5.0 if fault == "none" else PATIENCE}
     plan = {"out": str(out), "data": data, "engine": engine}
     return {"call": "tests.train.faults:run", "fault": fault, "plan": plan, **more}
 
@@ -71,3 +73,25 @@ def test_ranks_that_hang_are_shown_and_the_run_goes_on(
         server.run(job(outs[name], data, "none"), 2, log)
         assert lines(outs[name]) == lines(calm)
         assert not list(outs[name].glob(".watch-*"))
+
+
+def test_a_report_that_cannot_be_written_ends_the_process_too(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    """What hangs is often the disk of the run's folder: the stacks go to the log."""
+    stuck = job(tmp_path / "run", data, "hung_disk", rank=0, step=2)
+    assert server.wait(server.start(stuck, 1, tmp_path / "log")) == [1]
+    text = (tmp_path / "log").read_text("utf-8")
+    assert "in stuck_disk" in text
+    assert "in stuck_here" in text
+
+
+def test_a_rank_that_is_killed_is_missed_by_name_and_remedy(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    dying = job(tmp_path / "run", data, "dies", rank=1, step=3)
+    codes = server.wait(server.start(dying, 2, tmp_path / "log"))
+    assert codes == [1, -signal.SIGKILL]
+    said = (tmp_path / "log").read_text("utf-8")
+    assert f"rank 0 on {socket.gethostname()} lost another rank" in said
+    assert "same command again" in said

@@ -18,7 +18,11 @@ from safetensors.torch import load_file
 
 from outmodal.errors import UserError
 from outmodal.train.checkpoint import CheckpointStore, Snapshot, verify
+from outmodal.train.engine import EngineConfig
 from outmodal.train.run import restore_method, train
+from outmodal.train.runfolder import RunFolder
+from outmodal.train.saving import Saver
+from outmodal.train.watchdog import Watchdog
 from outmodal.train.writer import CheckpointWriter
 from tests.train.forked import ForkServer
 from tests.train.plans import lines, newest, tiny_plan
@@ -166,6 +170,19 @@ def test_frozen_weights_are_never_written(data: str, tmp_path: Path, background:
     for name, p in one.named_parameters():
         assert torch.equal(p, dict(other.named_parameters())[name])
     assert any(name.startswith("fixed") for name, _ in one.named_parameters())
+
+
+def test_ranks_look_at_a_write_more_often_than_they_lose_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float | None] = []
+    monkeypatch.setattr(CheckpointWriter, "wait", lambda _, seconds: seen.append(seconds))
+    for timeout, hang in ((10.0, 9.0), (0.1, 0.2), (10.0, 0.2), (0.4, 0.0)):
+        config = EngineConfig(timeout=timeout, hang_minutes=hang)
+        watchdog = Watchdog(tmp_path, 0.0)
+        nothing: Any = None
+        Saver(nothing, nothing, None, config, RunFolder(tmp_path), watchdog).wait()
+    assert seen == pytest.approx([20.0, 1.5, 3.0, 6.0])
 
 
 def slow(out: Path, data: str, **more: Any) -> dict[str, Any]:

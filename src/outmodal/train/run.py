@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +34,15 @@ from outmodal.train.live import LiveFeed, seen_through
 from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method
 from outmodal.train.methods.base import Context
 from outmodal.train.optim import OptimConfig
-from outmodal.train.runfolder import RunFolder
+from outmodal.train.runfolder import RunFolder, untouched_keys
 from outmodal.train.signals import StopRequest
 from outmodal.train.startcheck import check_alike, check_visible
 from outmodal.train.together import on_main
+
+_log = logging.getLogger(__name__)
+_LOST = re.compile(
+    r"Connection (reset|closed)|Broken pipe|Socket closed|remote process exited", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,33 @@ def train(plan: RunPlan) -> RunResult:
         check_alike(plan.config_text)
         with folder.held(), _settled(engine.threads):
             check_visible(plan.out, plan.data.path)
-            folder.start(plan.config_text)
+            folder.start(plan.config_text, _untouched(plan))
             done = folder.result()
             if done is not None:
                 return RunResult(plan.out, done["metrics"], done["step"])
-            return _fit(plan, folder, stop)
+            with _losses_explained():
+                return _fit(plan, folder, stop)
+
+
+@contextmanager
+def _losses_explained() -> Iterator[None]:
+    """Say what a broken connection means: the library's own words name a port only."""
+    try:
+        yield
+    except RuntimeError as error:
+        if gather.world().size > 1 and _LOST.search(str(error)):
+            _log.error(
+                "rank %d on %s lost another rank: it was killed, its node was lost, or its own log "
+                "says why it ended. Run the same command again to go on from the newest checkpoint",
+                gather.world().rank,
+                socket.gethostname(),
+            )
+        raise
+
+
+def _untouched(plan: RunPlan) -> set[str]:
+    names = ("data", "learners", "perceptors", "method", "optim", "engine")
+    return untouched_keys({name: getattr(plan, name) for name in names})
 
 
 def _fit(plan: RunPlan, folder: RunFolder, stop: StopRequest) -> RunResult:
@@ -106,6 +136,7 @@ def _fit(plan: RunPlan, folder: RunFolder, stop: StopRequest) -> RunResult:
     with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size) as loader:
         feed = LiveFeed(_LoaderFeed(loader, plan.seed), sources.live)
         trainer = Engine(method, feed, plan.optim, plan.engine, folder, plan.seed, stop)
+        trainer.recorder.gauges["data/skipped"] = lambda: loader.ledger.count
         stop.early = False
         try:
             metrics = trainer.fit()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from outmodal.base import Config
 from outmodal.data.cache import write_atomic
 from outmodal.errors import UserError
 from outmodal.train.folderlock import FolderLock, writing
@@ -71,13 +72,17 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
 
-    def start(self, config_text: str) -> None:
+    def start(self, config_text: str, untouched: Collection[str] = ()) -> None:
         """Write config.yaml, or compare it with the one that is there.
+
+        Args:
+            config_text: The whole configuration.
+            untouched: See `changed_keys`.
 
         Raises:
             UserError: A key that decides the result was changed.
         """
-        on_main(lambda: self._configure(config_text))
+        on_main(lambda: self._configure(config_text, untouched))
 
     def result(self) -> dict[str, Any] | None:
         """Return what `finish` wrote: the run is complete; None where it is not."""
@@ -104,10 +109,10 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.root)
 
-    def _configure(self, text: str) -> None:
+    def _configure(self, text: str, untouched: Collection[str]) -> None:
         path = self.root / "config.yaml"
         if path.is_file():
-            changed = changed_keys(path.read_text("utf-8"), text)
+            changed = changed_keys(path.read_text("utf-8"), text, untouched)
             if changed:
                 raise UserError(
                     f"run {self.root} was started with other values: {'; '.join(changed)}. Use "
@@ -117,13 +122,46 @@ class RunFolder:
             write_atomic(path, text.encode())
 
 
-def changed_keys(old: str, new: str) -> list[str]:
-    """Describe the keys, other than the free ones, in which two YAML texts differ."""
+def changed_keys(old: str, new: str, untouched: Collection[str] = ()) -> list[str]:
+    """Describe the keys, other than the free ones, in which two YAML texts differ.
+
+    Args:
+        old, new: Whole configurations.
+        untouched: Keys of `new` that have their defaults (see `untouched_keys`). An older version
+            did not know some of them; a new key's default does what was done before it came.
+    """
+    before = _flat(yaml.safe_load(old))
     return [
-        f"{key} was {before!r}, is now {now!r}"
-        for key, before, now in differences(old, new)
-        if key not in FREE_KEYS
+        f"{key} was {was!r}, is now {now!r}" if key in before else f"{key} is new, with {now!r}"
+        for key, was, now in differences(old, new)
+        if key not in FREE_KEYS and (key in before or not _within(key, untouched))
     ]
+
+
+def untouched_keys(value: object, prefix: str = "") -> set[str]:
+    """Dotted keys of a configuration, or of its sections by name, that have their defaults.
+
+    A key stands for everything in it.
+    """
+    if isinstance(value, Mapping):
+        inner = dict(value)
+    elif isinstance(value, tuple) and any(isinstance(v, Config) for v in value):
+        inner = {str(i): v for i, v in enumerate(value)}
+    elif isinstance(value, Config):
+        fields = type(value).model_fields
+        inner = {name: getattr(value, name) for name in fields}
+        default = {n: f.get_default(call_default_factory=True) for n, f in fields.items()}
+        same = {name for name in inner if name != "name" and inner[name] == default[name]}
+        rest = {name: held for name, held in inner.items() if name not in same}
+        return {prefix + name for name in same} | untouched_keys(rest, prefix)
+    else:
+        return set()
+    return {k for name, held in inner.items() for k in untouched_keys(held, f"{prefix}{name}.")}
+
+
+def _within(key: str, outer: Collection[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[: n + 1]) in outer for n in range(len(parts)))
 
 
 def differences(old: str, new: str) -> list[tuple[str, Any, Any]]:

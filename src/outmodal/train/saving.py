@@ -51,6 +51,8 @@ class Saver:
             folder.root / "checkpoints.jsonl",
             folder.check_held,
         )
+        limits = [m for m in (config.timeout, config.hang_minutes) if m]
+        self._patience = min(_PATIENCE, *(60 * minutes / 4 for minutes in limits))
         self.saved: int | None = None
 
     def save(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -84,7 +86,7 @@ class Saver:
         """
         before: int | None = -1
         while before is not None:
-            now: int | None = on_main(lambda: self._writer.wait(_PATIENCE))
+            now: int | None = on_main(lambda: self._writer.wait(self._patience))
             if now != before:
                 self._watchdog.beat("writing a checkpoint")
             before = now

@@ -106,8 +106,11 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _answer(self, first: bool) -> None:
-        """Write this rank's part; the first joins them, the others wait for it. Does not return."""
-        faulthandler.cancel_dump_traceback_later()
+        """Write this rank's part; the first joins them, the others wait for it. Does not return.
+
+        The timer stays on: what hangs may be the disk that this writes to.
+        """
+        faulthandler.dump_traceback_later(2 * self._answer_time(), exit=True, file=2)
         try:
             self._write_part()
             if first:
@@ -179,9 +182,13 @@ class Watchdog:
     def _alarmed(self) -> bool:
         return self._here is not None and (self._here / "alarm").exists()
 
+    def _answer_time(self) -> float:
+        """Seconds that looks of all ranks and their timers may take, and a little more."""
+        return 6 * self._look + 5.0
+
     def _until(self, done: Callable[[], bool]) -> None:
-        """Wait for `done()`, as long as looks of all ranks may take and a little more."""
-        end = time.monotonic() + 6 * self._look + 2.0
+        """Wait for `done()` for the time of an answer."""
+        end = time.monotonic() + self._answer_time()
         while not done() and time.monotonic() < end:
             time.sleep(min(self._look, 0.2))
 

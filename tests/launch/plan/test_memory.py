@@ -20,6 +20,7 @@ from tests.launch.plan.recipes import vit_config
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("again", "batch"), [(False, 512), (True, 512)])
 def test_within_fifteen_percent_of_a_real_run(again: bool, batch: int, tmp_path: Path) -> None:
     """Peak resident memory of a training process, over the same process before it trained.

@@ -377,3 +377,11 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
         choose("triton", units(3, 2, 1))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("triton", units(3, 2, 1)) == "triton"
+
+
+@pytest.mark.parametrize("impl", ["tiled", "reference"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_nan_is_no_loss_of_zero_where_nobody_looked(impl: Any, side: int) -> None:
+    pair = [torch.nn.functional.normalize(torch.randn(5, 8), dim=1) for _ in range(2)]
+    pair[side] = torch.full((5, 8), torch.nan)
+    assert torch.isnan(nce(pair[0], pair[1], 10.0, impl=impl, check=False))

@@ -8,13 +8,19 @@ from typing import Literal
 
 from outmodal.errors import UserError, nearest
 from outmodal.launch.arguments import parse
+from outmodal.launch.bench.kernel_command import run_kernels
+from outmodal.launch.bench.train_command import run_train
 from outmodal.launch.cli import Outcome
 
 USAGE = """usage: outmodal bench WHAT ...
 
+  kernels       losses over all pairs against other projects' and stock operations
   perceptors    towers against stock modules, and cached features against live perceptors
+  train         steps over processes and strategies, and what checkpoints cost
 
-example: outmodal bench perceptors --size small --threads 1
+examples: outmodal bench kernels --op nce --n 8192 --device cpu --threads 1
+          outmodal bench perceptors --size small --threads 1
+          outmodal bench train --rounds 3
 """
 
 
@@ -46,7 +52,11 @@ class PerceptorArgs:
 
 def run(argv: Sequence[str]) -> Outcome:
     """Entry point of the command."""
-    commands: dict[str, Callable[[list[str]], Outcome]] = {"perceptors": _perceptors}
+    commands: dict[str, Callable[[list[str]], Outcome]] = {
+        "kernels": run_kernels,
+        "perceptors": _perceptors,
+        "train": run_train,
+    }
     if not argv or argv[0] in ("-h", "--help"):
         return Outcome({}, USAGE)
     if argv[0] not in commands:

@@ -21,7 +21,7 @@ from outmodal.launch.slurm.cluster import ask, check_request, read_partitions, s
 from outmodal.launch.slurm.follow import follow
 from outmodal.launch.slurm.profile import Profile, load_profile
 from outmodal.launch.slurm.script import Job, render
-from outmodal.train.runfolder import changed_keys
+from outmodal.train.runfolder import changed_keys, untouched_keys
 
 
 def submit_training(recipe: str, options: SubmitArgs, overrides: Sequence[str]) -> Outcome:
@@ -141,7 +141,8 @@ def _manifest(config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
 def _check_goes_on(config: RunConfig, run: Path) -> None:
     path = run / "config.yaml"
     if path.is_file():
-        changed = changed_keys(path.read_text("utf-8"), dump_config(config))
+        text = dump_config(config)
+        changed = changed_keys(path.read_text("utf-8"), text, untouched_keys(config))
         if changed:
             raise UserError(
                 f"run {run} was started with other values: {'; '.join(changed)}. Use the same "

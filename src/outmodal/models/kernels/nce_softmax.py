@@ -205,7 +205,7 @@ def _side(
     lse = shift + sums[0].log()
     if lost is not None:
         lse = lse.index_copy(0, lost.which, lost.lse)
-    has = lse > -torch.inf
+    has = lse != -torch.inf  # NaN stays NaN: a loss of 0 would hide it
     none = torch.zeros_like(lse)
     x = torch.where(has, lse - positive, none)
     losses = torch.where(has, x if how.exclude_positive else softplus(x), none)
