@@ -238,7 +238,7 @@ def test_the_command_gives_both_tasks(
     ("options", "message"),
     [
         ([], "name a run, an export, or --perceptor"),
-        (["runs/x", "--task", "retrieve"], "--task and --template are for perceptors"),
+        (["runs/x", "--template", "a {}"], "--template is for perceptors"),
         (["runs/x", "--perceptor", "image=x"], "either runs/x or --perceptor"),
         (["--perceptor", "image=x"], "--data is missing"),
         (

@@ -52,15 +52,13 @@ def run_local(argv: Sequence[str], count: int) -> tuple[int, str]:
     port = free_port()
     command = [sys.executable, "-m", "outmodal", *argv]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as first:
-        ranks = [
-            subprocess.Popen(
-                command,
-                env=environment(rank, count, port),
-                stdout=first if rank == 0 else subprocess.DEVNULL,
-            )
-            for rank in range(count)
-        ]
-        with _forwarded_signals(ranks):
+        ranks: list[subprocess.Popen[bytes]] = []
+        with _forwarded_signals(ranks):  # before the first of them runs: none is left behind
+            for rank in range(count):
+                out = first if rank == 0 else subprocess.DEVNULL
+                ranks.append(
+                    subprocess.Popen(command, env=environment(rank, count, port), stdout=out)
+                )
             code = _wait(ranks)
         first.seek(0)
         return code, first.read()

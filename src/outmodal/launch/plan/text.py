@@ -88,7 +88,8 @@ def _verdict(found: Estimate) -> list[str]:
     elif found.proposal:
         lines = [
             f"warning: {chosen.strategy} does not fit into {usable:.0f} GB; this does "
-            f"({found.proposal.memory.total / _GB:.1f} GB): {found.proposal.change}"
+            f"({found.proposal.memory.total / _GB:.1f} GB): {found.proposal.change}",
+            "what follows is of the recipe as it stands, as if it fitted",
         ]
     else:
         lines = [
