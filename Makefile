@@ -9,7 +9,9 @@ TRITON_OLDEST := .triton-3.6.0
 # Peers of `outmodal bench kernels`, without what the rest of them asks for (torchvision, timm).
 BENCH := open_clip_torch==3.3.0 inf-cl==1.2.1
 BIN := $(VENV)/bin
-DEBIAN := espeak-ng dataset-fashion-mnist slurm-wlm munge shellcheck chromium
+# A file's tests stay together: they share what its fixtures make.
+PARALLEL := -n 2 --dist loadfile
+DEBIAN := espeak-ng dataset-fashion-mnist slurm-wlm munge shellcheck chromium nginx-light
 
 .PHONY: quickstart install install-test triton-oldest debian test test-long lint types clean
 
@@ -43,7 +45,8 @@ $(TRITON_OLDEST)/.installed: | $(VENV)/.installed
 	touch $@
 
 # Real images and the speech synthesiser for the builder's tests; a SLURM cluster on this host and
-# a checker of shell scripts for those of the launcher; a browser for those of the report.
+# a checker of shell scripts for those of the launcher; a browser for those of the report; a web server for those of remote
+# shards.
 debian:
 	@missing=""; for p in $(DEBIAN); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
@@ -53,7 +56,7 @@ debian:
 	fi
 
 test: install-test debian
-	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m "not cluster and not long"
+	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest $(PARALLEL) -m "not cluster and not long"
 
 # A real SLURM cluster on this host, other launchers, kernels compiled for a GPU that is not here.
 test-long: install-test triton-oldest debian

@@ -42,6 +42,7 @@ setup(
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "pillow>=11",
+        "simplejpeg>=1.8",
         "soundfile>=0.13",
         "av>=14",
         "tensorboard>=2.18",
@@ -52,12 +53,20 @@ setup(
         # CUDA builds of torch bring their own Triton; this is for those that do not.
         "cuda": ["triton>=3.6"],
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.21"],
+        # Shards on http(s) and S3.
+        "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "s3fs>=2025.3"],
         "test": [
+            "fsspec>=2025.3",
+            "aiohttp>=3.10",
+            "s3fs>=2025.3",
+            "moto[server]>=5.1",
+            "torchmetrics>=1.6",
             "onnx>=1.18",
             "onnxscript>=0.5",
             "onnxruntime>=1.21",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.110",
             "ruff>=0.9",
             "mypy>=1.15",

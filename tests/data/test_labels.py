@@ -11,9 +11,10 @@ import pytest
 
 from outmodal.data import labels as labels_module
 from outmodal.data.cache import cache_dir, write_atomic
-from outmodal.data.labels import read_labels
+from outmodal.data.labels import read_labels, shard_labels
 from outmodal.data.manifest import Dataset, Manifest, Modality, SplitInfo
-from outmodal.data.shards import ShardWriter
+from outmodal.data.shard_index import _scan
+from outmodal.data.shards import ShardWriter, scan_shard
 from outmodal.errors import UserError
 from tests.data.tiny import make_tiny
 
@@ -54,6 +55,7 @@ def test_absent_is_minus_one(tmp_path: Path) -> None:
 
 def test_only_labels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = with_labels(tmp_path / "data", [b"%d" % (n % 3) for n in range(20)])
+    (shard,) = dataset.split("train").shards
     total = 0
     plain = os.pread
 
@@ -63,7 +65,13 @@ def test_only_labels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return plain(handle, size, offset)
 
     monkeypatch.setattr(os, "pread", counting)
-    read_labels(dataset, "train")
+    assert shard_labels(dataset, shard).tolist() == [n % 3 for n in range(20)]
+    assert total == 0  # the index file has them
+    (dataset.root / "train-000000.tar.index").unlink()
+    _scan.cache_clear()
+    scan_shard(dataset.shard(shard))
+    total = 0
+    assert shard_labels(dataset, shard).tolist() == [n % 3 for n in range(20)]
     assert total == 20
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import compile as pattern
@@ -27,7 +27,9 @@ from outmodal.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from outmodal.data.shard_index_file import label_array, write_index
 from outmodal.data.shards import ShardDamage, read_shard, scan_shard
+from outmodal.data.store_remote import SCHEMES
 from outmodal.errors import UserError
 
 EXTENSIONS: Mapping[str, Kind] = {
@@ -57,7 +59,7 @@ def index_folder(
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Read every tar in `root`, write `root/dataset.json`, and return it.
+    """Read every tar in `root`, write `root/dataset.json` and index files, and return the first.
 
     A split is a file's name without its number: train-000000.tar belongs to "train", and
     00000.tar too. What a manifest that lies there already says of the name, the classes and
@@ -83,6 +85,8 @@ def index_folder(
         if progress is not None:
             progress(done, len(paths))
     modalities = survey.modalities(old.modalities if old else {})
+    if not survey.problems and not any(info.samples for held in splits.values() for info in held):
+        survey.problems.append("none of the tars holds a sample")
     if survey.problems:
         raise UserError(f"{root}: cannot be indexed:\n" + "\n".join(survey.problems))
     manifest = Manifest(
@@ -99,6 +103,12 @@ def index_folder(
 
 
 def _tars(root: Path) -> list[Path]:
+    scheme = root.parts[0].removesuffix(":") if root.parts else ""
+    if scheme in ("file", *SCHEMES):
+        raise UserError(
+            f"{root}: is an address; index the folder, then copy {MANIFEST} and the index files "
+            "there with the shards"
+        )
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder that holds the tars")
     paths = sorted(root.glob("*.tar"))
@@ -132,6 +142,11 @@ class _Seen:
     exts: Counter[str] = field(default_factory=Counter)
     facts: dict[str, Counter[float]] = field(default_factory=dict)
     arrays: set[tuple[tuple[int, ...], bool]] = field(default_factory=set)  # shape, pixels?
+    first: dict[str, str] = field(default_factory=dict)  # extension or axes -> shard and key
+
+    def places(self, kinds: Iterable[str]) -> str:
+        """Say where each of these kinds of members was first seen."""
+        return "; ".join(f"{kind} first in {self.first[kind]}" for kind in kinds)
 
     def only(self, fact: str) -> int | None:
         """Return the value of a fact that all members share."""
@@ -154,19 +169,24 @@ class _Survey:
         known = len(self.problems)
         samples = 0
         try:
-            if not len(scan_shard(path)):
-                raise ShardDamage(path.name, scan_shard(path).damage or "holds no samples", 0)
+            damage = scan_shard(path).damage
+            if damage and not len(scan_shard(path)):  # a tar of no samples is as good as any
+                raise ShardDamage(path.name, damage, 0)
+            labels: list[bytes | None] = []
             for _, key, members in read_shard(path):
                 samples += 1
+                labels.append(members.get(LABEL))
                 self._sample(f"{path.name}: sample '{key}'", members)
             digest, size = _hash(path)
             info = ShardInfo(file=path.name, samples=samples, bytes=size, sha256=digest)
-        except ShardDamage as damage:
-            self.problems.append(f"{damage}; only plain, whole tars can be read")
+            if len(self.problems) == known:
+                write_index(path.parent, scan_shard(path), digest, label_array(labels))
+        except ShardDamage as error:
+            self.problems.append(f"{error}; only plain, whole tars can be read")
         except ValidationError:
             self.problems.append(f"{path.name}: rename it: letters, digits, . _ and - only")
         except OSError as error:
-            self.problems.append(f"{path.name}: cannot be read: {error.strerror}")
+            self.problems.append(f"{error.filename or path.name}: {error.strerror}")
         return info if len(self.problems) == known else None
 
     def _sample(self, where: str, members: Mapping[str, bytes]) -> None:
@@ -196,10 +216,12 @@ class _Survey:
             return
         seen = self._seen.setdefault(name, _Seen())
         seen.exts[ext] += 1
+        seen.first.setdefault(f".{ext}", where)
         try:
             if ext == ARRAY:
                 array = read_npy(data)
                 seen.arrays.add((array.shape, array.dtype in (np.uint8, np.uint16)))
+                seen.first.setdefault(f"{array.ndim} axes", where)
                 return
             for fact, value in describe(EXTENSIONS[ext], ext, data).items():
                 if fact in _KEPT:
@@ -214,7 +236,11 @@ class _Survey:
             ext = seen.exts.most_common(1)[0][0]
             if len(seen.exts) > 1:
                 kinds = ", ".join(f"{count} .{e}" for e, count in seen.exts.most_common())
-                self.problems.append(f"modality '{name}' has members of several types: {kinds}")
+                places = seen.places(f".{e}" for e in seen.exts)
+                self.problems.append(
+                    f"modality '{name}' has members of several types: {kinds} ({places}); "
+                    "one modality is one type of file in all shards: rename one of them"
+                )
             elif name in old and old[name].ext == ext:
                 found[name] = old[name]
             else:
@@ -249,7 +275,8 @@ def _array_spec(seen: _Seen) -> Modality:
         shown = ", ".join(str(list(shape)) for shape, _ in sorted(seen.arrays)[:3])
         raise UserError(
             f"arrays of shape {shown or 'none that can be read'} are neither vectors [dim], series "
-            "[time, channels] nor pictures [height, width, channels] of uint8 or uint16"
+            "[time, channels] nor pictures [height, width, channels] of uint8 or uint16 ("
+            f"{seen.places(sorted(k for k in seen.first if k.endswith('axes')))})"
         )
     lengths = [sorted({shape[axis] for shape, _ in seen.arrays}) for axis in range(axes.pop())]
     fixed = [values[0] if len(values) == 1 else -1 for values in lengths]

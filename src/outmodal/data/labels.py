@@ -32,6 +32,9 @@ def read_labels(dataset: Dataset, split: str) -> NDArray[np.int64]:
     data set's fingerprint. Raises UserError that names shard, key and value for a label that
     is no integer or outside the classes, and for a shard that disagrees with the manifest.
     """
+    own = dataset.own_labels(split)
+    if own is not None:
+        return own
     info = dataset.split(split)
     cached = _load(dataset, split, info.samples)
     if cached is not None:
@@ -43,24 +46,31 @@ def read_labels(dataset: Dataset, split: str) -> NDArray[np.int64]:
 
 def shard_labels(dataset: Dataset, shard: ShardInfo) -> NDArray[np.int64]:
     """Return the classes of one shard, int64 [samples]; errors as in `read_labels`."""
-    path = dataset.shard_path(shard)
+    place = dataset.shard(shard)
     labels = np.full(shard.samples, ABSENT, np.int64)
+    classes = dataset.classes_in(shard)
     try:
-        index = scan_shard(path)
+        index = scan_shard(place)
         if index.damage or len(index) != shard.samples:
             raise UserError(
-                f"{path}: holds {len(index)} whole samples, the manifest says {shard.samples}"
-                f"{f' ({index.damage})' if index.damage else ''}; "
-                f"run `outmodal data check {dataset.root}` and restore the shard"
+                f"{place.where}: holds {len(index)} whole samples, "
+                f"the manifest says {shard.samples}{f' ({index.damage})' if index.damage else ''}; "
+                f"run `outmodal data check {dataset.where}` and restore the shard"
             )
-        for position, data in read_members(path, index, LABEL, LABEL_BYTES):
+        if index.labels is not None and index.labels.max(initial=ABSENT) < classes:
+            known = index.labels.tolist()
+            return np.array([_label(dataset, shard, raw) for raw in known], np.int64)
+        for position, data in read_members(place, index, LABEL, LABEL_BYTES):
             if data is not None:
-                labels[position] = parse_label(
-                    data, len(dataset.manifest.classes), f"{path}: sample '{index.keys[position]}'"
-                )
+                where = f"{place.where}: sample '{index.keys[position]}'"
+                labels[position] = _label(dataset, shard, parse_label(data, classes, where))
     except ShardDamage as error:
-        raise UserError(f"{dataset.root}: {error}; restore the shard") from None
+        raise UserError(f"{dataset.where}: {error}; restore the shard") from None
     return labels
+
+
+def _label(dataset: Dataset, shard: ShardInfo, raw: int) -> int:
+    return ABSENT if raw == ABSENT else dataset.label(shard, raw)
 
 
 def parse_label(data: bytes, classes: int, where: str) -> int:

@@ -12,16 +12,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from outmodal.base import Config
 from outmodal.data.cache import write_atomic
+from outmodal.data.store import ShardPlace, Store
+from outmodal.data.store_config import RemoteConfig
+from outmodal.data.store_local import LocalStore
+from outmodal.data.store_remote import is_address, store_at
 from outmodal.errors import UserError, nearest
 
 MANIFEST = "dataset.json"
@@ -74,10 +80,10 @@ class Modality(Config):
 
 
 class ShardInfo(Config):
-    """One tar: its file name inside the data set, and what it must hold."""
+    """One tar: its file name inside the data set, and what it must hold; no sample, perhaps."""
 
     file: str
-    samples: Positive
+    samples: Count
     bytes: Positive
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -148,20 +154,46 @@ class Manifest(Config):
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened data set: its folder and its manifest."""
+    """An opened data set.
 
-    root: Path
+    Attributes:
+        place: Its folder, or the store that its files are read from.
+        manifest: What it holds.
+    """
+
+    place: Path | Store
     manifest: Manifest
+
+    @property
+    def where(self) -> str:
+        """Folder or address, for messages."""
+        return self.store.where
+
+    @property
+    def store(self) -> Store:
+        """Where the files are read from."""
+        return LocalStore(self.place) if isinstance(self.place, Path) else self.place
+
+    @property
+    def root(self) -> Path:
+        """The folder; UserError if the data set lies on another machine."""
+        folder = self.store.folder
+        if folder is None:
+            raise UserError(
+                f"{self.where} lies on another machine, and this needs a folder: copy the data "
+                "set here, and give the copy"
+            )
+        return folder
 
     def split(self, name: str) -> SplitInfo:
         """Return the split `name`; UserError if the data set has none, or if it is empty."""
         splits = self.manifest.splits
         if name not in splits:
-            raise UserError(f"{self.root}: no split '{name}'{nearest(name, splits)}")
+            raise UserError(f"{self.where}: no split '{name}'{nearest(name, splits)}")
         if not splits[name].samples:
             filled = [other for other, info in splits.items() if info.samples]
             raise UserError(
-                f"{self.root}: split '{name}' is empty; build the data set with samples in it, "
+                f"{self.where}: split '{name}' is empty; build the data set with samples in it, "
                 f"or choose another split ({', '.join(filled) or 'all are empty'})"
             )
         return splits[name]
@@ -170,12 +202,46 @@ class Dataset:
         """Return the modality `name`; UserError if the data set has none of this name."""
         known = self.manifest.modalities
         if name not in known:
-            raise UserError(f"{self.root}: no modality '{name}'{nearest(name, known)}")
+            raise UserError(f"{self.where}: no modality '{name}'{nearest(name, known)}")
         return known[name]
 
+    def shard(self, info: ShardInfo) -> ShardPlace:
+        """Return the place of one shard, for reading."""
+        return self.store.shard(info.file, info.bytes, info.sha256)
+
     def shard_path(self, info: ShardInfo) -> Path:
-        """Return the path of one shard."""
+        """Return the path of one shard in a folder, for writing; UserError as `root`."""
         return self.root / info.file
+
+    def with_manifest(self, manifest: Manifest) -> Self:
+        """Return the same shards under another description."""
+        return replace(self, manifest=manifest)
+
+    # What follows differs in a mixture, whose shards belong to several data sets.
+
+    def modality_in(self, info: ShardInfo, name: str) -> Modality | None:
+        """Return what finds and decodes modality `name` in one shard, None if it has none there."""
+        return self.modality(name)
+
+    def classes_in(self, info: ShardInfo) -> int:
+        """Return how many classes the `.cls` members of one shard count."""
+        return len(self.manifest.classes)
+
+    def label(self, info: ShardInfo, raw: int) -> int:
+        """Return the class of the data set that a `.cls` member of one shard stands for."""
+        return raw
+
+    def own_labels(self, split: str) -> NDArray[np.int64] | None:
+        """Return the labels of a split where the data set composes them, else None."""
+        return None
+
+    def source_of(self, split: str, shard: int) -> str:
+        """Return the name of the data set that a shard of the split comes from, "" for this."""
+        return ""
+
+    def groups(self, split: str) -> tuple[tuple[ShardInfo, ...], ...]:
+        """Return the shards of a split, those of each source together."""
+        return (self.split(split).shards,)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the manifest in canonical JSON: it names the data set's contents."""
@@ -189,13 +255,26 @@ class Dataset:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
-    """Open the data set in the folder `path`, or the embedded one by its name.
+def open_dataset(
+    path: str | Path, *, verify: bool = True, remote: RemoteConfig | None = None
+) -> Dataset:
+    """Open the data set in the folder or at the address `path`, or the embedded one by its name.
 
     Every shard must be there with the bytes that the manifest says, which costs one stat each;
     `check_dataset` looks inside, and wants `verify=False` to list missing shards beside all else.
-    Raises UserError for anything that is wrong.
+    Of a data set at an address the first shard of each split is asked for its size; the others
+    are compared when they are read. Raises UserError for anything that is wrong.
+
+    Args:
+        path: Folder, name, or an address as `store_remote` knows them.
+        verify: Look for the shards.
+        remote: How to read what has an address.
     """
+    if is_address(path):
+        store = store_at(str(path), remote)
+        if store.folder is None:
+            return _open_remote(store, verify)
+        path = store.folder
     root = Path(path).expanduser()
     if str(path) == EMBEDDED and not root.is_dir():
         from outmodal.data.embedded import embedded_dataset  # imports this module
@@ -203,7 +282,27 @@ def open_dataset(path: str | Path, *, verify: bool = True) -> Dataset:
         return embedded_dataset()
     dataset = Dataset(root, read_manifest(root))
     if verify:
-        _verify_sizes(dataset)
+        from outmodal.data.presence import verify_sizes  # imports this module
+
+        verify_sizes(dataset)
+    return dataset
+
+
+def _open_remote(store: Store, verify: bool) -> Dataset:
+    """Open a data set at an address; two requests, and one for each further split."""
+    source = f"{store.where}/{MANIFEST}"
+    try:
+        content = store.read_bytes(MANIFEST)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no data set at {store.where}: {source}: {error.strerror}; look whether the address "
+            "is right, or make the manifest with `outmodal data index` before copying it there"
+        ) from None
+    dataset = Dataset(store, parse_manifest(_decode_json(content, source), source))
+    if verify:
+        from outmodal.data.presence import verify_first  # imports this module
+
+        verify_first(dataset)
     return dataset
 
 
@@ -253,14 +352,20 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
 
 def _load_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is not valid JSON ({error}); restore it, or make it again with "
-            f"`outmodal data index {file.parent}`"
-        ) from None
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    return _decode_json(content, str(file))
+
+
+def _decode_json(content: bytes, source: str) -> Any:
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{source} is not valid JSON ({error}); restore it, or make it again with "
+            f"`outmodal data index {source.rpartition('/')[0] or '.'}`"
+        ) from None
 
 
 def _complaint(item: ErrorDetails) -> str:
@@ -277,24 +382,3 @@ def _complaint(item: ErrorDetails) -> str:
     text = item["msg"].removeprefix("Value error, ")
     plain = isinstance(item["input"], str | int | float | bool)
     return f"{place}: {text}" + (f", got {item['input']!r}" if plain else "")
-
-
-def _verify_sizes(dataset: Dataset) -> None:
-    for split in dataset.manifest.splits.values():
-        for shard in split.shards:
-            path = dataset.shard_path(shard)
-            try:
-                found = path.stat().st_size
-            except FileNotFoundError:
-                raise UserError(
-                    f"{path} is missing, but {MANIFEST} lists it; restore the shard, "
-                    f"or make the manifest again with `outmodal data index {dataset.root}`"
-                ) from None
-            except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}") from None
-            if found != shard.bytes:
-                raise UserError(
-                    f"{path} has {found} bytes, but {MANIFEST} says {shard.bytes}: the shard is "
-                    "cut short or was replaced; restore it, or make the manifest again with "
-                    f"`outmodal data index {dataset.root}`"
-                )

@@ -6,15 +6,21 @@ import hashlib
 import io
 import os
 import tarfile
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from re import compile as pattern
 from types import TracebackType
 from typing import Any, BinaryIO
+from zlib import crc32
+
+import numpy as np
 
 from outmodal.data.cache import sync_folder
 from outmodal.data.manifest import ShardInfo
-from outmodal.data.shard_index import META, is_utf8
+from outmodal.data.shard_index import ShardIndex
+from outmodal.data.shard_index_file import index_name, label_array, write_index
+from outmodal.data.shard_scan import META, is_utf8
 from outmodal.errors import UserError
 
 _SUFFIX = pattern(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)?")
@@ -29,10 +35,17 @@ class ShardWriter:
         with ShardWriter(path) as shard:
             shard.add("000017", {"image.png": png, "cls": b"3"})
         shard.info  # file, samples, bytes, sha256
+
+    Its index file is written beside it.
+
+    Args:
+        path: The tar.
+        index: False writes no index file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, index: bool = True) -> None:
         self.path = path
+        self._rows = _Rows() if index else None
         self._partial = path.with_name(f".{path.name}.partial")
         self._keys: set[str] = set()
         self._info: ShardInfo | None = None
@@ -58,7 +71,12 @@ class ShardWriter:
             info = tarfile.TarInfo(f"{key}.{suffix}")
             info.size = len(members[suffix])
             info.mode = 0o644
+            self._file.first = b""
             self._tar.addfile(info, io.BytesIO(members[suffix]))
+            if self._rows is not None:
+                self._rows.add(suffix, len(members[suffix]), self._tar.offset, self._file.first)
+        if self._rows is not None:
+            self._rows.end(key, members.get("cls"))
 
     @property
     def info(self) -> ShardInfo:
@@ -95,6 +113,62 @@ class ShardWriter:
             bytes=self._file.tell(),
             sha256=self._file.hexdigest(),
         )
+        if self._rows is None:
+            self.path.with_name(index_name(self.path.name)).unlink(missing_ok=True)
+        else:
+            index = self._rows.index(self._info)
+            write_index(self.path.parent, index, self._info.sha256, label_array(self._rows.labels))
+
+
+def move_shard(path: Path, to: Path) -> None:
+    """Rename a shard and its index file on one disk; what lies there is replaced. OSError."""
+    beside, there = (p.with_name(index_name(p.name)) for p in (path, to))
+    if beside.exists():
+        os.replace(beside, there)  # first: an index without its shard is ignored
+    os.replace(path, to)
+
+
+class _Rows:
+    """What the index file says of the samples written so far."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.labels: list[bytes | None] = []
+        self.names: list[str] = []
+        self.first = array("q", [0])
+        self.offsets, self.sizes, self.checks = array("q"), array("q"), array("I")
+
+    def add(self, suffix: str, size: int, end: int, header: bytes) -> None:
+        """Take in a member that ends, filled up to a whole block, at `end`."""
+        self.names.append(suffix)
+        self.sizes.append(size)
+        self.offsets.append(end - -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        self.checks.append(crc32(header[-tarfile.BLOCKSIZE :]))
+
+    def end(self, key: str, label: bytes | None) -> None:
+        """Close a sample."""
+        self.keys.append(key)
+        self.labels.append(label)
+        self.first.append(len(self.names))
+
+    def index(self, info: ShardInfo) -> ShardIndex:
+        """Return the index of the whole shard."""
+        first, offsets = np.array(self.first, np.int64), np.array(self.offsets, np.int64)
+        sizes = np.array(self.sizes, np.int64)
+        ends = offsets + -(-sizes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return ShardIndex(
+            file=info.file,
+            bytes=info.bytes,
+            keys=tuple(self.keys),
+            starts=offsets[first[:-1]] - tarfile.BLOCKSIZE,
+            ends=ends[first[1:] - 1],
+            damage=None,
+            first=first,
+            names=tuple(self.names),
+            offsets=offsets,
+            sizes=sizes,
+            checks=np.array(self.checks, np.uint32),
+        )
 
 
 def _key_problem(key: str) -> str | None:
@@ -128,9 +202,13 @@ class _HashingFile(io.BufferedIOBase):
         self._file = file
         self._hash = hashlib.sha256()
         self._size = 0
+        self.first = b""
+        """What was written first since this was emptied."""
 
     def write(self, data: Any) -> int:
         """Write and hash `data`."""
+        if not self.first:
+            self.first = bytes(data)
         self._hash.update(data)
         self._size += len(data)
         return self._file.write(data)

@@ -1,32 +1,32 @@
 """Shards: tars of samples, written, indexed and read.
 
 A sample's members share a key and follow each other: `<key>.<modality>.<ext>`, `<key>.cls`,
-`<key>.target.npy`, `<key>.json`. Reading goes through webdataset's tar tools, on slices of a file
-that is opened here: no URL is ever parsed, no name in a tar ever becomes a path. What webdataset
-yields is compared with the offset index of `shard_index`.
+`<key>.target.npy`, `<key>.json`. Keys and members are told apart as webdataset does, and no name
+in a tar ever becomes a path. Reading goes straight to the offsets of the shard's index: one read
+for a run of neighbours, and no header is parsed again, only compared.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
+from tarfile import BLOCKSIZE
+from zlib import crc32
 
 from outmodal.data.shard_index import (
     Member,
     ShardDamage,
     ShardIndex,
-    free_suffix,
     read_members,
+    reason,
     scan_shard,
 )
 from outmodal.data.shard_writer import ShardWriter
+from outmodal.data.store import ShardFile, ShardPlace
+from outmodal.data.store_local import as_place
 
 __all__ = [
     "Member",
@@ -39,8 +39,11 @@ __all__ = [
     "scan_shard",
 ]
 
-_READ_AHEAD = 1 << 20
-_BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError, RecursionError)
+_HEADERS = 8 * BLOCKSIZE  # extended headers of names, between two samples
+
+_ABREAST = 8  # requests of one reader that are under way to a place that is far away
+
+Item = tuple[int, str, dict[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -61,39 +64,50 @@ class RawSample:
 
 
 def read_shard(
-    path: Path, *, start: int = 0, stop: int | None = None, select: Sequence[int] | None = None
-) -> Iterator[tuple[int, str, dict[str, bytes]]]:
+    shard: Path | ShardPlace,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    select: Sequence[int] | None = None,
+) -> Iterator[Item]:
     """Yield (position, key, members) of the samples of one shard, in the shard's order.
 
     Args:
-        path: The tar.
+        shard: The tar.
         start: First position.
         stop: Behind the last position; None is the end of the shard.
         select: Positions wanted; only those within [start, stop) are read. The bytes of
             other samples are not read, and runs of neighbours are read in one sweep.
 
+    At most one sweep, or one sample if that is larger, is in memory beside what was yielded; of
+    a shard that is far away two, because several requests are under way at a time.
+
     Raises:
-        ShardDamage: The shard is broken, or holds fewer samples than asked; all samples before
-            the damage have been yielded by then.
+        ShardDamage: The shard is broken, changed while it was read, or holds fewer samples than
+            asked; all samples before the damage have been yielded by then.
+        StoreError: The place does not answer.
 
     A sample with two members of one name gives the second as `image.png.2`.
     """
-    index = scan_shard(path)
+    place = as_place(shard)
+    index = scan_shard(place)
     wanted = _wanted(len(index), index.damage is not None, start, stop, select)
+    inside = [p for p in wanted if p < len(index)]
     done = 0
     try:
-        with open(path, "rb", buffering=0) as file:
-            for first, last in _runs([p for p in wanted if p < len(index)]):
-                for item in _read_run(file.fileno(), index, first, last):
+        with place.open() as file:
+            sweeps = _sweeps(index, inside, place)
+            for positions, data in _fetched(file, index, sweeps, place):
+                for item in _cut(index, positions, data):
                     yield item
                     done += 1
-    except _BROKEN as error:
-        # webdataset adds " @ <file object>" and further arguments to what it passes on.
-        detail = str(error.args[0] if error.args else error).partition(" @ ")[0]
-        raise ShardDamage(path.name, detail, done) from None
+            _compare(file, index)
+    except (OSError, ValueError, MemoryError) as error:
+        detail = reason(error) if isinstance(error, OSError) else str(error)
+        raise ShardDamage(place.name, detail, done) from None
     if done < len(wanted):
         short = f"holds {len(index)} whole samples, sample {wanted[done]} was asked for"
-        raise ShardDamage(path.name, index.damage or short, done)
+        raise ShardDamage(place.name, index.damage or short, done)
 
 
 def _wanted(
@@ -106,66 +120,76 @@ def _wanted(
     return range(start, held + int(damaged) if stop is None else stop)
 
 
-def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, behind last) of each stretch of neighbours in sorted `positions`."""
-    first = 0
-    for i in range(1, len(positions) + 1):
-        if i == len(positions) or positions[i] != positions[i - 1] + 1:
-            yield positions[first], positions[i - 1] + 1
+def _sweeps(index: ShardIndex, positions: list[int], place: ShardPlace) -> Iterator[list[int]]:
+    """Yield the sorted `positions` in groups that one read each gets."""
+    starts, ends = index.starts[positions].tolist(), index.ends[positions].tolist()
+    first, gap = 0, max(place.gap, _HEADERS)
+    for i in range(1, len(positions)):
+        if starts[i] - ends[i - 1] > gap or ends[i] - starts[first] > place.sweep:
+            yield positions[first:i]
             first = i
+    if positions:
+        yield positions[first:]
 
 
-def _read_run(
-    handle: int, index: ShardIndex, first: int, last: int
-) -> Iterator[tuple[int, str, dict[str, bytes]]]:
-    """Read the samples [first, last) through webdataset and compare them with the index.
-
-    Raises ValueError or tarfile.TarError where they differ.
-    """
-    begin, end = int(index.starts[first]), int(index.ends[last - 1])
-    raw = _Slice(handle, begin, end)
-    with io.BufferedReader(raw, min(end - begin, _READ_AHEAD)) as stream:
-        position = first
-        for sample in group_by_keys(_named(tar_file_iterator(stream), index.file)):
-            members = {k: v for k, v in sample.items() if not k.startswith("__")}
-            key = sample["__key__"]
-            if position >= last or key != index.keys[position]:
-                raise ValueError(f"changed while it was read: sample '{key}' was not expected")
-            if tuple(members) != index.suffixes(position):
-                raise ValueError(f"changed while it was read: members of '{key}' differ")
-            yield position, key, members
-            position += 1
-    if position < last:
-        raise ValueError(f"ends at sample {position}: its file changed while it was read")
+def _span(index: ShardIndex, positions: list[int]) -> tuple[int, int]:
+    """Where a sweep begins, and its bytes."""
+    begin = int(index.starts[positions[0]])
+    return begin, int(index.ends[positions[-1]]) - begin
 
 
-def _named(members: Iterator[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
-    """Add the shard's name, which group_by_keys wants, and tell repeated members apart."""
-    current, taken = None, set[str]()
-    for member in members:
-        key, suffix = base_plus_ext(member["fname"])
-        if key is None:
-            continue
-        if key != current:
-            current, taken = key, set()
-        free = free_suffix(suffix.lower(), taken)
-        taken.add(free)
-        yield {"fname": f"{key}.{free}", "data": member["data"], "__url__": url}
+def _fetched(
+    file: ShardFile, index: ShardIndex, sweeps: Iterator[list[int]], place: ShardPlace
+) -> Iterator[tuple[list[int], bytes]]:
+    """Yield each sweep with its bytes, in order. Raises OSError and StoreError of the file, and
+    ValueError where it is not the one that was indexed."""
+    if not place.far:
+        for positions in sweeps:
+            begin, size = _span(index, positions)
+            data = file.pread(size, begin)
+            _compare(file, index)
+            yield positions, data
+        return
+    waiting: deque[tuple[list[int], int, Future[bytes]]] = deque()
+    held = 0
+    pool = ThreadPoolExecutor(_ABREAST, thread_name_prefix="shard")
+    try:
+        for positions in sweeps:
+            begin, size = _span(index, positions)
+            while waiting and (len(waiting) == _ABREAST or held + size > place.sweep):
+                earlier, freed, job = waiting.popleft()
+                yield earlier, job.result()
+                held -= freed
+            waiting.append((positions, size, pool.submit(file.pread, size, begin)))
+            held += size
+        for earlier, _, job in waiting:
+            yield earlier, job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-class _Slice(io.RawIOBase):
-    """The bytes [begin, end) of an open file as a file that tarfile can stream from."""
+def _cut(index: ShardIndex, positions: list[int], data: bytes) -> Iterator[Item]:
+    """Yield the samples of a sweep. Raises ValueError where it differs from the index."""
+    begin, _ = _span(index, positions)
+    rows = index.first[positions[0] : positions[-1] + 2].tolist()
+    low, high = rows[0], rows[-1]
+    places = (index.offsets[low:high] - begin).tolist()
+    sizes, checks = index.sizes[low:high].tolist(), index.checks[low:high].tolist()
+    names, view = index.names[low:high], memoryview(data)
+    for position in positions:
+        key, members = index.keys[position], dict[str, bytes]()
+        sample = position - positions[0]
+        for row in range(rows[sample] - low, rows[sample + 1] - low):
+            at, stop = places[row], places[row] + sizes[row]
+            if stop > len(data):
+                raise ValueError(f"ends at sample {position}: its file changed while it was read")
+            if crc32(view[at - BLOCKSIZE : at]) != checks[row]:
+                raise ValueError(f"changed while it was read: a header of '{key}' differs")
+            members[names[row]] = data[at:stop]
+        yield position, key, members
 
-    def __init__(self, handle: int, begin: int, end: int) -> None:
-        super().__init__()
-        self._handle, self._at, self._end = handle, begin, end
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the slice and return how many bytes that gave."""
-        view = memoryview(buffer)[: self._end - self._at]
-        got = os.preadv(self._handle, [view], self._at) if len(view) else 0
-        self._at += got
-        return got
+def _compare(file: ShardFile, index: ShardIndex) -> None:
+    """Raise ValueError if the file is not the one that was indexed."""
+    if file.version != index.version:
+        raise ValueError("changed while it was read")

@@ -58,7 +58,9 @@ def test_a_build_has_every_sample_once(reference: Path) -> None:
 
 def test_the_folder_holds_the_data_set_and_the_request(reference: Path) -> None:
     shards = {f"train-{n:06d}.tar" for n in range(5)} | {"test-000000.tar"}
-    assert set(contents(reference)) == shards | {"dataset.json", f"{WORK}/request.json"}
+    indexes = {f"{shard}.index" for shard in shards}
+    expected = shards | indexes | {"dataset.json", f"{WORK}/request.json"}
+    assert set(contents(reference)) == expected
 
 
 def test_workers_do_not_change_a_byte(tmp_path: Path, reference: Path) -> None:

@@ -13,7 +13,6 @@ keeps every shard whose bytes have the sha256 of its record, and makes the other
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from outmodal.data.manifest import (
     open_dataset,
     write_manifest,
 )
-from outmodal.data.shards import ShardWriter
+from outmodal.data.shard_writer import ShardWriter, move_shard
 
 WORK = ".build"
 """Folder inside OUT that holds the request, and during a build what a resume needs."""
@@ -198,7 +197,7 @@ def _make(order: _Order) -> ShardRecord:
         with ShardWriter(staging / order.file) as shard:
             facts = order.job.write(shard.add)
         record = ShardRecord(shard=shard.info, facts=facts)
-        os.replace(staging / order.file, order.out / order.file)
+        move_shard(staging / order.file, order.out / order.file)
         write_atomic(work / f"{order.file}.json", record.model_dump_json().encode())
         staging.rmdir()
     return record
