@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outmodal.data.plan import (
@@ -23,6 +23,8 @@ from outmodal.data.plan import (
     share,
 )
 from outmodal.errors import UserError
+
+UNTIMED = settings(deadline=None, max_examples=100)
 
 
 @st.composite
@@ -49,6 +51,7 @@ def one_pass(plan: Plan, turn: int) -> Indices:
     return np.concatenate([plan.indices(s, *span) for s in range(plan.streams)])
 
 
+@UNTIMED
 @given(plans(), st.integers(0, 3))
 def test_a_pass_holds_each_sample_at_most_once_and_drops_fewer_than_the_streams(
     plan: Plan, turn: int
@@ -59,6 +62,7 @@ def test_a_pass_holds_each_sample_at_most_once_and_drops_fewer_than_the_streams(
     assert 0 <= len(pool) - len(seen) < plan.streams
 
 
+@UNTIMED
 @given(plans(tiled=True), st.integers(0, 3))
 def test_a_selection_smaller_than_the_streams_is_repeated_evenly(plan: Plan, turn: int) -> None:
     seen, pool = one_pass(plan, turn), drawn_from(plan)
@@ -67,6 +71,7 @@ def test_a_selection_smaller_than_the_streams_is_repeated_evenly(plan: Plan, tur
     assert np.bincount(seen).max() <= -(-plan.streams // len(pool))
 
 
+@UNTIMED
 @given(plans(), st.integers(0, 5), st.data())
 def test_readers_together_hold_the_global_batch_whatever_their_number(
     plan: Plan, step: int, data: st.DataObject
@@ -83,6 +88,7 @@ def test_readers_together_hold_the_global_batch_whatever_their_number(
     assert np.array_equal(np.concatenate(parts), plan.batch(step, rows * plan.streams))
 
 
+@UNTIMED
 @given(plans(), st.integers(0, 200), st.data())
 def test_a_position_is_found_without_walking(plan: Plan, start: int, data: st.DataObject) -> None:
     stream = data.draw(st.integers(0, plan.streams - 1))
@@ -93,6 +99,7 @@ def test_a_position_is_found_without_walking(plan: Plan, start: int, data: st.Da
     assert Layout(plan.sizes).starts[shard] + position == whole[start]
 
 
+@UNTIMED
 @given(plans(), st.integers(0, 100), st.data())
 def test_a_block_is_a_stretch_of_the_ring_of_shards(
     plan: Plan, position: int, data: st.DataObject
@@ -132,6 +139,7 @@ def test_the_order_is_the_same_on_every_machine_and_release() -> None:
     assert plan.batch(1, 8).tolist() == [1, 3, 2, 7, 13, 14, 12, 3]
 
 
+@UNTIMED
 @given(st.integers(0, 300), st.integers(1, 64), st.integers(1, 9))
 def test_a_pass_gives_each_sample_once_in_order_and_the_same_steps_to_each_rank(
     samples: int, batch: int, world: int
@@ -151,45 +159,71 @@ def test_a_pass_gives_each_sample_once_in_order_and_the_same_steps_to_each_rank(
 
 
 @pytest.mark.parametrize(
-    ("shards", "batch", "ranks", "workers", "streams"),
+    ("shards", "samples", "batch", "ranks", "workers", "streams"),
     [
-        (1, 128, 1, 1, 1),
-        (20, 128, 1, 1, 16),
-        (2000, 128, 1, 1, 64),
-        (2000, 96, 1, 1, 32),
-        (2000, 128, 2, 4, 64),
-        (2000, 96, 3, 1, 48),
-        (2000, 4096, 64, 4, 256),
-        (7, 6, 3, 2, 6),
+        (1, 10_000, 128, 1, 1, 16),
+        (1, 10_000, 128, 4, 8, 32),
+        (5, 10_000, 96, 1, 1, 16),
+        (1, 10, 128, 1, 1, 8),
+        (3, 5, 10, 5, 1, 5),
+        (20, 2000, 128, 1, 1, 16),
+        (2000, 10_000, 128, 1, 1, 64),
+        (2000, 10_000, 96, 1, 1, 32),
+        (2000, 10_000, 128, 2, 4, 64),
+        (2000, 10_000, 96, 3, 1, 48),
+        (2000, 10_000, 4096, 64, 4, 256),
+        (7, 100, 6, 3, 2, 6),
     ],
 )
-def test_the_number_of_streams_is_chosen_from_shards_batch_and_readers(
-    shards: int, batch: int, ranks: int, workers: int, streams: int
+def test_the_number_of_streams_is_chosen_from_sizes_batch_and_readers(
+    shards: int, samples: int, batch: int, ranks: int, workers: int, streams: int
 ) -> None:
-    assert choose_streams(shards, batch, ranks, workers) == streams
+    assert choose_streams(shards, samples, batch, ranks, workers) == streams
 
 
-@given(st.integers(1, 300), st.integers(1, 512), st.integers(1, 16), st.integers(1, 8))
+@UNTIMED
+@given(
+    st.integers(1, 300),
+    st.integers(0, 300),
+    st.integers(1, 512),
+    st.integers(1, 16),
+    st.integers(1, 8),
+)
 def test_the_choice_passes_all_checks_or_names_a_remedy(
-    shards: int, batch: int, ranks: int, workers: int
+    shards: int, more: int, batch: int, ranks: int, workers: int
 ) -> None:
-    if ranks * workers > shards or batch % (ranks * workers):
+    samples = shards + more
+    if ranks * workers > samples or batch % (ranks * workers):
         with pytest.raises(UserError, match="use "):
-            choose_streams(shards, batch, ranks, workers)
+            choose_streams(shards, samples, batch, ranks, workers)
         return
-    streams = choose_streams(shards, batch, ranks, workers)
+    streams = choose_streams(shards, samples, batch, ranks, workers)
     check_readers(streams, ranks, workers)
     check_batch(batch, streams)
-    check_split("train", [1] * shards, streams, batch, ranks * workers)
+    check_split("train", [samples], streams, batch, ranks * workers)
+
+
+@UNTIMED
+@given(st.integers(16, 300), st.integers(1, 512), st.sampled_from([1, 2, 4]), st.integers(1, 4))
+def test_with_enough_shards_there_are_as_many_streams_as_before_they_could_share_one(
+    shards: int, batch: int, ranks: int, workers: int
+) -> None:
+    """A run that did not record its streams would change its batches otherwise."""
+    readers = ranks * workers
+    if batch % readers:
+        return
+    fit = [v for v in range(readers, min(shards, 64) + 1, readers) if batch % v == 0]
+    old = max([v for v in fit if v & (v - 1) == 0] or fit)
+    assert choose_streams(shards, 10_000, batch, ranks, workers) == old
 
 
 def test_what_cannot_work_names_the_numbers_and_the_nearest_valid_value() -> None:
     with pytest.raises(UserError, match=r"2 ranks x 8 workers = 16 readers.*8: use data.workers=4"):
-        choose_streams(8, 128, 2, 8)
+        choose_streams(1, 8, 128, 2, 8)
     with pytest.raises(UserError, match="use at most 4 ranks"):
-        choose_streams(4, 128, 8, 1)
+        choose_streams(4, 4, 128, 8, 1)
     with pytest.raises(UserError, match=r"data.batch=100.*8 readers: use data.batch=104"):
-        choose_streams(64, 100, 4, 2)
+        choose_streams(64, 640, 100, 4, 2)
     with pytest.raises(UserError, match=r"data.streams=16.*2 ranks x 3 workers.*data.workers=2"):
         check_readers(16, 2, 3)
     with pytest.raises(UserError, match=r"data.streams=16.*3 ranks: use 2 ranks.*data.streams=15"):
@@ -199,11 +233,12 @@ def test_what_cannot_work_names_the_numbers_and_the_nearest_valid_value() -> Non
     ):
         check_batch(128, 48, "all")
     with pytest.raises(
-        UserError, match=r"'train' has 3 shards.*data.streams=4: use data.streams=2, or build"
+        UserError, match=r"'train' has 3 samples.*data.streams=4: use data.streams=2, or build"
     ):
-        check_split("train", [5, 5, 5], 4, batch=128, readers=1)
+        check_split("train", [1, 1, 1, 0], 4, batch=128, readers=1)
     with pytest.raises(UserError, match=r"'train' has 3 samples.*data.streams=4: build"):
         check_split("train", [1, 1, 1, 0], 4, batch=128, readers=4)
+    check_split("train", [100], 64, batch=128, readers=4)  # one shard for any number of streams
 
 
 def test_a_selection_must_be_sorted_and_inside_the_split() -> None:

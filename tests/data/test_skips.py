@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
-from outmodal.data.skips import SkipLedger, SkipRecord
+from outmodal.data.skips import SkipLedger, SkipRecord, per_source, united
 from outmodal.errors import UserError
 
 
-def record(index: int, split: str = "train") -> SkipRecord:
-    return SkipRecord(split, f"{split}-000003.tar", index, f"k{index:03d}", "image: truncated")
+def record(index: int, split: str = "train", source: str = "") -> SkipRecord:
+    shard = f"{split}-000003.tar"
+    return SkipRecord(split, shard, index, f"k{index:03d}", "image: truncated", source)
 
 
 def test_a_sample_counts_once() -> None:
@@ -25,6 +27,7 @@ def test_a_sample_counts_once() -> None:
         "index": 7,
         "key": "k007",
         "reason": "image: truncated",
+        "source": "",
     }
 
 
@@ -68,3 +71,34 @@ def test_the_log_names_the_first_records_and_then_grows_slowly(
         SkipLedger(1000).extend(record(i) for i in range(200))
     assert "train-000003.tar k000" in caplog.records[0].getMessage()
     assert len(caplog.records) == 10 + 4  # 16, 32, 64, 128
+
+
+def test_each_source_of_a_mixture_has_its_own_budget() -> None:
+    ledger = SkipLedger(3, "a and b")
+    ledger.extend(record(i, source="a") for i in range(3))
+    ledger.extend(record(i, source="b") for i in range(10, 13))
+    with pytest.raises(UserError, match=r"^4 corrupt samples.*check b` to find") as caught:
+        ledger.add(record(13, source="b"))
+    assert "k000" not in str(caught.value)
+
+
+def test_what_several_ranks_met_is_counted_once() -> None:
+    ranks = [SkipLedger(9), SkipLedger(9)]
+    ranks[0].extend([record(5, source="a"), record(1, source="b")])
+    ranks[1].extend([record(5, source="a"), record(7, source="a")])
+    whole = united(ledger.report() for ledger in ranks)
+    assert [(r.source, r.index) for r in whole] == [("a", 5), ("a", 7), ("b", 1)]
+    assert per_source(whole) == {"a": 2, "b": 1}
+
+
+def test_threads_that_find_the_same_samples_count_them_once() -> None:
+    ledger = SkipLedger(10**6)
+    threads = [
+        threading.Thread(target=ledger.extend, args=([record(i) for i in range(200)],))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.count == len(ledger.drain()) == 200

@@ -599,7 +599,7 @@ class TestChecks:
                 spec(batch=6),
                 "data.streams=4 does not divide the batch of 6 of stream 'all'",
             ),
-            (config(streams=16, batch=16), spec(batch=16), "'train' has 9 shards.*data.streams=8"),
+            (config(streams=96, batch=96), spec(batch=96), "'train' has 90 samples.*streams=48"),
             (config(), spec(split="trian"), "no split 'trian'; did you mean 'train'"),
             (config(), spec(modalities=("pos",)), "modality 'pos'.*did you mean 'pose'"),
             (config(workers=3), spec(), "data.streams=4.*1 ranks x 3 workers.*data.workers=2"),
@@ -611,11 +611,11 @@ class TestChecks:
         assert reads == []
 
     def test_streams_are_chosen_or_checked(self) -> None:
-        assert resolve_streams(StreamConfig(), 20, 128, 2) == 16
-        assert resolve_streams(StreamConfig(workers=3), 20, 96, 1) == 12
-        assert resolve_streams(StreamConfig(streams=8), 20, 128, 4) == 8
+        assert resolve_streams(StreamConfig(), [10] * 20, 128, 2) == 16
+        assert resolve_streams(StreamConfig(workers=3), [10] * 20, 96, 1) == 12
+        assert resolve_streams(StreamConfig(streams=8), [10] * 20, 128, 4) == 8
         with pytest.raises(UserError, match=r"data.streams=8"):
-            resolve_streams(StreamConfig(streams=8), 20, 128, 3)
+            resolve_streams(StreamConfig(streams=8), [10] * 20, 128, 3)
 
     def test_steps_follow_from_sizes(self, dataset: Dataset) -> None:
         assert steps_per_epoch(dataset, "train", 8, 4) == 11

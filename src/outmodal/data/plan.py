@@ -25,8 +25,10 @@ for every number of ranks and workers that divides V. A position is found withou
 binary search over the shards and the permutation of one block. So a resume at step t reads
 nothing that came before, and the number of steps follows from sizes alone, never from a rank.
 
-A reader holds one block of encoded members per stream: W samples of V streams over all ranks.
-The idea of a fixed number of canonical streams is MosaicML Streaming's elastic determinism.
+Streams are cut from a ring of samples, not of shards: one giant shard, tiny, uneven and empty ones
+give every reader the same number of steps. A block's samples lie in a few stretches of W in all,
+so readers fetch neighbours together. The idea of a fixed number of canonical streams is MosaicML
+Streaming's elastic determinism.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +46,10 @@ from outmodal.errors import UserError
 
 MOST_STREAMS = 64
 """Streams that are chosen automatically, unless there are more readers than this."""
+
+FEWEST_STREAMS = 16
+"""Streams that are chosen for data sets of fewer shards, so that a run can go on with more readers
+than it began with. Streams are cut from a ring of samples, so they need no shard each."""
 
 PADDING = -1
 """Index of rows that only fill up the last batches of an evaluation pass."""
@@ -121,6 +128,42 @@ class Layout:
             raise ValueError(f"index outside 0..{self.samples - 1}")
         shard = np.searchsorted(self.starts, index, side="right") - 1
         return Picks(index, shard, index - self.starts[shard])
+
+
+class EpochPlan(Protocol):
+    """The endless order of each stream in one epoch: `Plan`, or `mixture_plan.MixPlan`."""
+
+    @property
+    def streams(self) -> int:
+        """V, which readers share out among them."""
+        ...
+
+    def block(self, stream: int, position: int) -> tuple[Picks, int]:
+        """Return the block that holds a stream's `position`, in order, and the offset in it."""
+        ...
+
+
+def picks_between(plan: EpochPlan, stream: int, start: int, stop: int) -> Picks:
+    """Return a stream's samples at the positions start .. stop - 1."""
+    none = np.empty(0, np.int64)
+    parts = [Picks(none, none, none)]
+    while start < stop:
+        picks, offset = plan.block(stream, start)
+        parts.append(picks.take(np.arange(offset, min(len(picks), offset + stop - start))))
+        start += len(parts[-1])
+    return Picks(
+        np.concatenate([part.index for part in parts]),
+        np.concatenate([part.shard for part in parts]),
+        np.concatenate([part.position for part in parts]),
+    )
+
+
+def global_batch(plan: EpochPlan, step: int, batch: int) -> Indices:
+    """Return the indices of global batch `step`, the same for every number of ranks."""
+    rows = batch // plan.streams
+    span = (step * rows, (step + 1) * rows)
+    parts = [picks_between(plan, stream, *span).index for stream in range(plan.streams)]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,18 +252,11 @@ class Plan:
 
     def indices(self, stream: int, start: int, stop: int) -> Indices:
         """Return the indices in the split of a stream's positions start .. stop - 1."""
-        parts: list[Indices] = []
-        while start < stop:
-            picks, offset = self.block(stream, start)
-            parts.append(picks.index[offset : offset + stop - start])
-            start += len(parts[-1])
-        return np.concatenate([np.empty(0, np.int64), *parts])
+        return picks_between(self, stream, start, stop).index
 
     def batch(self, step: int, batch: int) -> Indices:
-        """Return the indices of global batch `step`, the same for every number of ranks."""
-        rows = batch // self.streams
-        span = (step * rows, (step + 1) * rows)
-        return np.concatenate([self.indices(stream, *span) for stream in range(self.streams)])
+        """Return the indices of global batch `step`."""
+        return global_batch(self, step, batch)
 
 
 def share(streams: int, part: int, parts: int) -> range:
@@ -273,24 +309,26 @@ def valid_streams(limit: int, batch: int, readers: int) -> list[int]:
     return [streams for streams in range(readers, limit + 1, readers) if batch % streams == 0]
 
 
-def choose_streams(shards: int, batch: int, ranks: int, workers: int) -> int:
+def choose_streams(shards: int, samples: int, batch: int, ranks: int, workers: int) -> int:
     """Return the largest power of two that fits, or the largest number where none does.
 
-    At most 64 streams (or one for each reader, where there are more), at most one for each
-    shard; they divide the batch, and ranks x workers divides them. UserError if nothing fits.
+    At most one stream for each shard, but 16 are allowed in any case and 64 at most (or one for
+    each reader, where there are more), and never more than samples; they divide the batch, and
+    ranks x workers divides them. UserError if nothing fits.
     """
     readers = ranks * workers
-    if readers > shards:
+    if readers > samples:
         raise UserError(
-            f"{_readers(ranks, workers)} need a shard each, but the split has {shards}: "
-            + _fewer_readers(ranks, shards)
+            f"{_readers(ranks, workers)} need a sample each, but the split has {samples}: "
+            + _fewer_readers(ranks, samples)
         )
     if batch % readers:
         raise UserError(
             f"data.batch={batch} cannot be shared by {_readers(ranks, workers)}: "
             f"use data.batch={_nearest_multiple(batch, readers)}"
         )
-    valid = valid_streams(min(shards, max(MOST_STREAMS, readers)), batch, readers)
+    limit = max(readers, min(MOST_STREAMS, max(FEWEST_STREAMS, shards)))
+    valid = valid_streams(min(samples, limit), batch, readers)
     return max([v for v in valid if v & (v - 1) == 0] or valid)
 
 
@@ -322,26 +360,25 @@ def check_batch(batch: int, streams: int, name: str = "") -> None:
 
 
 def check_split(split: str, sizes: Sequence[int], streams: int, batch: int, readers: int) -> None:
-    """UserError if a whole split has fewer shards or fewer samples than there are streams."""
-    shards, samples = len(sizes), sum(sizes)
-    for have, what in ((shards, "shards"), (samples, "samples")):
-        if have < streams:
-            fit = valid_streams(have, batch, readers)
-            raise UserError(
-                f"split '{split}' has {have} {what}, fewer than data.streams={streams}: "
-                + (f"use data.streams={fit[-1]}, or " if fit else "")
-                + f"build the data set with more {what}"
-            )
+    """UserError if a whole split has fewer samples than there are streams."""
+    samples = sum(sizes)
+    if samples < streams:
+        fit = valid_streams(samples, batch, readers)
+        raise UserError(
+            f"split '{split}' has {samples} samples, fewer than data.streams={streams}: "
+            + (f"use data.streams={fit[-1]}, or " if fit else "")
+            + "build the data set with more samples"
+        )
 
 
 def _readers(ranks: int, workers: int) -> str:
     return f"{ranks} ranks x {workers} workers = {ranks * workers} readers"
 
 
-def _fewer_readers(ranks: int, shards: int) -> str:
-    if ranks > shards:
-        return f"use at most {shards} ranks, or build the data set with more shards"
-    return f"use data.workers={shards // ranks}, or build the data set with more shards"
+def _fewer_readers(ranks: int, samples: int) -> str:
+    if ranks > samples:
+        return f"use at most {samples} ranks, or build the data set with more samples"
+    return f"use data.workers={samples // ranks}, or build the data set with more samples"
 
 
 def _divisors(n: int) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from outmodal.errors import UserError
@@ -24,6 +26,7 @@ class SkipRecord:
         index: Position in the split.
         key: Key in the shard, "" where damage hides it.
         reason: What is wrong with it.
+        source: Which data set of a mixture it belongs to; "" where there is one only.
     """
 
     split: str
@@ -31,20 +34,45 @@ class SkipRecord:
     index: int
     key: str
     reason: str
+    source: str = ""
 
     def __str__(self) -> str:
         name = self.key or f"sample {self.index} of '{self.split}'"
-        return f"{self.shard} {name} ({self.reason})"
+        place = f"{self.source}: " if self.source else ""
+        return f"{place}{self.shard} {name} ({self.reason})"
+
+
+def united(reports: Iterable[Sequence[Mapping[str, str | int]]]) -> list[SkipRecord]:
+    """Return the records of several ranks' reports, each sample once, by source and place."""
+    found = {
+        (str(r["source"]), str(r["split"]), int(r["index"])): SkipRecord(
+            str(r["split"]),
+            str(r["shard"]),
+            int(r["index"]),
+            str(r["key"]),
+            str(r["reason"]),
+            str(r["source"]),
+        )
+        for report in reports
+        for r in report
+    }
+    return [found[place] for place in sorted(found)]
+
+
+def per_source(records: Iterable[SkipRecord]) -> dict[str, int]:
+    """Return source -> number of its records."""
+    return dict(Counter(record.source for record in records))
 
 
 class SkipLedger:
-    """Counts each corrupt sample once and raises UserError beyond a budget.
+    """Counts each corrupt sample once and raises UserError beyond a budget. Safe for threads.
 
-    The budget holds for what this process knows: its own samples and those of its loader
-    workers. Over several ranks the run's total is the sum of the ranks' counts.
+    Each data set of a mixture has the budget of its own, so that a bad one does not hide behind a
+    large good one. The budget holds for what this process knows: its own samples and those of its
+    loader workers. Ranks that meet the same sample count it each; `united` does not.
 
     Args:
-        budget: Corrupt samples to tolerate.
+        budget: Corrupt samples to tolerate in each source.
         source: The data set as `outmodal data check` takes it, for the message.
         enforce: False collects only, silently: in a loader worker, whose records the main
             process adds to its own ledger.
@@ -56,6 +84,8 @@ class SkipLedger:
         self._enforce = enforce
         self._records: dict[tuple[str, int], SkipRecord] = {}
         self._drained = 0
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
@@ -64,13 +94,16 @@ class SkipLedger:
 
     def add(self, record: SkipRecord) -> None:
         """Count a sample, unless it was counted before. UserError beyond the budget."""
-        if (record.split, record.index) in self._records:
-            return
-        self._records[(record.split, record.index)] = record
+        with self._lock:
+            if (record.split, record.index) in self._records:
+                return
+            self._records[(record.split, record.index)] = record
+            self._counts[record.source] += 1
+            beyond = self._counts[record.source] > self.budget
         if self._enforce:
             self._log(record)
-            if self.count > self.budget:
-                raise UserError(self.summary())
+            if beyond:
+                raise UserError(self.summary(record.source))
 
     def extend(self, records: Iterable[SkipRecord]) -> None:
         """Add the records of a loader worker."""
@@ -79,21 +112,25 @@ class SkipLedger:
 
     def drain(self) -> list[SkipRecord]:
         """Return the records that came since the last call."""
-        new = list(self._records.values())[self._drained :]
-        self._drained = self.count
+        with self._lock:
+            new = list(self._records.values())[self._drained :]
+            self._drained += len(new)
         return new
 
     def report(self) -> list[dict[str, str | int]]:
         """Return every record as a JSON object, in the order of discovery."""
-        return [asdict(record) for record in self._records.values()]
+        with self._lock:
+            return [asdict(record) for record in self._records.values()]
 
-    def summary(self) -> str:
-        """Return one message that names the first corrupt samples and the remedy."""
-        first = "; ".join(str(r) for r in list(self._records.values())[:NAMED])
-        rest = f"; and {self.count - NAMED} more" if self.count > NAMED else ""
+    def summary(self, source: str = "") -> str:
+        """Return one message that names the first corrupt samples of a source and the remedy."""
+        with self._lock:
+            records = [r for r in self._records.values() if r.source == source]
+        first = "; ".join(str(r) for r in records[:NAMED])
+        rest = f"; and {len(records) - NAMED} more" if len(records) > NAMED else ""
         return (
-            f"{self.count} corrupt samples, and data.max_skips={self.budget}: {first}{rest}. "
-            f"Run `outmodal data check {self.source}` to find all of them, "
+            f"{len(records)} corrupt samples, and data.max_skips={self.budget}: {first}{rest}. "
+            f"Run `outmodal data check {source or self.source}` to find all of them, "
             "mend the data set, or raise data.max_skips"
         )
 

@@ -12,86 +12,45 @@ caches of transformed samples serve all epochs.
 
 from __future__ import annotations
 
+import os
+import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
 
 import numpy as np
-from pydantic import Field
+from torch import Tensor
 
-from outmodal.base import Config
-from outmodal.data.batch import Batch, StreamSpec
+from outmodal.data.batch import Batch, Finish, StreamSpec, View
+from outmodal.data.board import Board
+from outmodal.data.collate import join
+from outmodal.data.crew import ahead
+from outmodal.data.draws import Draw
+from outmodal.data.epoch import epoch_plan
 from outmodal.data.feed import EpochFeed, Feed, PassFeed, Strand
-from outmodal.data.manifest import EMBEDDED, Dataset
+from outmodal.data.manifest import Dataset
 from outmodal.data.plan import (
     PADDING,
     PassPlan,
-    Plan,
     check_batch,
-    check_readers,
     check_split,
-    choose_streams,
     share,
 )
-from outmodal.data.samples import Reader, join
+from outmodal.data.samples import Column, Reader
 from outmodal.data.skips import SkipLedger
+from outmodal.data.stream_config import StreamConfig, resolve_streams, steps_per_epoch
 from outmodal.data.transform import Transform
-from outmodal.data.workers import Item, WorkerPool
+from outmodal.data.workers import AHEAD, Item, WorkerPool
 from outmodal.errors import UserError, nearest
 
+__all__ = ["Loader", "StreamConfig", "choose_threads", "resolve_streams", "steps_per_epoch"]
 
-class StreamConfig(Config):
-    """The `data:` section of a run's configuration.
+MOST_THREADS = 8
 
-    Attributes:
-        path: Data set: a folder, or the name of the embedded one.
-        train_split, eval_split: Names of the splits.
-        batch: Global batch: samples per step of each stream over all ranks.
-        streams: Virtual streams that the data are cut into; 0 chooses. Batches depend on it, so a
-            run records the number.
-        window: Samples of one stream that are shuffled together.
-        workers: Reading processes per rank; 0 reads in the training process.
-        cache_mb: Memory for transformed samples, in each reading process.
-        max_skips: Corrupt samples that a run tolerates, in each rank; one more stops it.
-    """
-
-    path: str = EMBEDDED
-    train_split: str = "train"
-    eval_split: str = "test"
-    batch: int = Field(default=128, ge=1)
-    streams: int = Field(default=0, ge=0)
-    window: int = Field(default=1024, ge=1)
-    workers: int = Field(default=0, ge=0)
-    cache_mb: int = Field(default=512, ge=0)
-    max_skips: int = Field(default=100, ge=0)
-
-
-def resolve_streams(cfg: StreamConfig, n_shards: int, batch: int, world: int) -> int:
-    """Return the number of virtual streams: `cfg.streams`, or a choice where that is 0.
-
-    The choice is the largest power of two that is at most 64 and the number of shards, divides
-    the batch and is shared equally by ranks and workers. A run records it as its
-    `data.streams`, so that it goes on with the same batches on another number of ranks.
-    UserError, with the nearest value that works, if nothing fits.
-    """
-    workers = max(1, cfg.workers)
-    if cfg.streams == 0:
-        return choose_streams(n_shards, batch, world, workers)
-    check_readers(cfg.streams, world, workers)
-    check_batch(batch, cfg.streams)
-    return cfg.streams
-
-
-def steps_per_epoch(dataset: Dataset, split: str, batch: int, streams: int) -> int:
-    """Return the whole global batches in one pass over a split; UserError if there is none."""
-    samples = dataset.split(split).samples
-    steps = (samples // streams) // (batch // streams)
-    if steps < 1:
-        raise UserError(
-            f"split '{split}' has {samples} samples, fewer than data.batch={batch}: "
-            f"use data.batch={samples // streams * streams or samples} or less"
-        )
-    return steps
+CHEAP = 0.0003
+"""Seconds of reading a row below which threads do not pay off in the training process."""
 
 
 class Loader:
@@ -102,9 +61,11 @@ class Loader:
         inputs: modality -> transform, for every modality that a stream may ask for.
         cfg: The `data:` section.
         rank, world: Which rank of how many this is.
+        pin: Give batches in pinned memory, from which a GPU copies without waiting.
 
     Attributes:
         ledger: Corrupt samples that this rank met.
+        board: What is being read right now.
     """
 
     def __init__(
@@ -115,18 +76,24 @@ class Loader:
         *,
         rank: int = 0,
         world: int = 1,
+        pin: bool = False,
     ) -> None:
-        self.ledger = SkipLedger(cfg.max_skips, str(dataset.root))
+        self.ledger = SkipLedger(cfg.max_skips, dataset.where)
         self._dataset, self._inputs, self._cfg = dataset, inputs, cfg
         self._rank, self._world = rank, world
         self._workers = max(1, cfg.workers)
+        self._threads = choose_threads(cfg.threads, cfg.workers)
+        self._pin = pin
+        self.board = Board(self._workers, self._threads)
         self._pool: WorkerPool | None = None
+        self._local: Reader | None = None
+        self._passing: weakref.WeakSet[Iterator[dict[str, Batch]]] = weakref.WeakSet()
 
     @cached_property
     def streams(self) -> int:
         """Number of virtual streams of an epoch, see `resolve_streams`."""
-        shards = len(self._dataset.split(self._cfg.train_split).shards)
-        return resolve_streams(self._cfg, shards, self._cfg.batch, self._world)
+        sizes = self._sizes(self._cfg.train_split)
+        return resolve_streams(self._cfg, sizes, self._cfg.batch, self._world)
 
     def open_epoch(
         self,
@@ -157,7 +124,8 @@ class Loader:
             )
             for worker in range(self._workers)
         ]
-        return self._joined(feeds)
+        later = {name: self._later(strand.columns) for name, strand in strands.items()}
+        return self._finishing(self._joined(feeds), later)
 
     def open_pass(self, spec: StreamSpec) -> Iterator[Batch]:
         """Return an iterator over this rank's batches of an evaluation pass.
@@ -176,17 +144,24 @@ class Loader:
             places[step] = plan.places(self._rank, step)
         if spec.select is not None and samples:
             places = np.where(places == PADDING, PADDING, spec.select[places])
+        columns = _columns(spec, None)
         feeds = [
-            PassFeed(spec.name, spec.split, spec.modalities, sizes, places[w :: self._workers])
+            PassFeed(spec.name, spec.split, columns, sizes, places[w :: self._workers])
             for w in range(self._workers)
         ]
-        return (batches[spec.name] for batches in self._batches(feeds))
+        later = {spec.name: self._later(columns)}
+        return (batches[spec.name] for batches in self._finishing(self._batches(feeds), later))
 
     def close(self) -> None:
-        """End the workers."""
+        """End workers and threads. Epochs and passes that are open cannot go on."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        for passing in list(self._passing):
+            passing.close()  # type: ignore[attr-defined]
+        if self._local is not None:
+            self._local.crew.close()
+            self._local = None
 
     def __enter__(self) -> Loader:
         return self
@@ -208,13 +183,32 @@ class Loader:
                 yield {name: join([part[name] for part in parts]) for name in parts[0]}
                 parts = []
 
+    def _finishing(
+        self, steps: Iterator[dict[str, Batch]], later: Mapping[str, Mapping[str, Finish]]
+    ) -> Iterator[dict[str, Batch]]:
+        """Add what is left to do on the device. What workers sent is not in pinned memory yet."""
+        pin = self._pin and self._cfg.workers > 0
+        for batches in steps:
+            if pin:
+                batches = {name: batch.pinned() for name, batch in batches.items()}
+            yield {name: replace(batch, later=later[name]) for name, batch in batches.items()}
+
+    def _later(self, columns: Sequence[Column]) -> dict[str, Finish]:
+        """What is left to do to each column, if anything is."""
+        return {
+            column.name: Later(self._inputs[column.modality], column.draw)
+            for column in columns
+            if type(self._inputs[column.modality]).finish is not Transform.finish
+        }
+
     def _batches(self, feeds: Sequence[Feed]) -> Iterator[dict[str, Batch]]:
         """Yield what the feeds give in turn, from workers or from this process."""
         if self._cfg.workers == 0:
-            yield from feeds[0].run(self._local_reader)
+            yield from self._here(feeds[0])
             return
         if self._pool is None:
-            self._pool = WorkerPool(self._reader(enforce=False), self._workers)
+            reader = self._reader(SkipLedger(self._cfg.max_skips, enforce=False), pin=False)
+            self._pool = WorkerPool(reader, self._workers, self.board)
         for item in self._pool.run(feeds):
             yield self._accept(item)
 
@@ -222,17 +216,43 @@ class Loader:
         self.ledger.extend(item.skips)
         if item.failure is not None:
             raise UserError(item.failure)
+        if item.crash is not None:
+            raise RuntimeError(f"a loader worker failed:\n{item.crash}")
         return item.batches
 
-    @cached_property
-    def _local_reader(self) -> Reader:
-        return self._reader(enforce=True)
+    def _here(self, feed: Feed) -> Iterator[dict[str, Batch]]:
+        """Run a feed in this process.
 
-    def _reader(self, *, enforce: bool) -> Reader:
-        ledger = self.ledger
-        if not enforce:
-            ledger = SkipLedger(ledger.budget, ledger.source, enforce=False)
-        return Reader(self._dataset, self._inputs, self._cfg.cache_mb << 20, ledger)
+        Threads pay off where decoders are busy in libraries, which let other threads run; where
+        a sample costs less than Python itself, threads only get in the training's way. So unless
+        their number was given, they start when samples turn out to be expensive.
+        """
+        if self._local is None:
+            self._local = self._reader(self.ledger, pin=self._pin)
+            self._local.crew.inline = True
+        crew, source = self._local.crew, feed.run(self._local)
+        if crew.inline and not self._cfg.threads:
+            for batches, cost in _timed(source):
+                yield batches
+                if cost > CHEAP:
+                    break
+            else:
+                return
+        crew.inline = False
+        running = ahead(source, AHEAD)
+        self._passing.add(running)
+        yield from running
+
+    def _reader(self, ledger: SkipLedger, *, pin: bool) -> Reader:
+        return Reader(
+            self._dataset,
+            self._inputs,
+            self._cfg.cache_mb << 20,
+            ledger,
+            threads=self._threads,
+            board=self.board,
+            pin=pin,
+        )
 
     def _strand(self, spec: StreamSpec, seed: int, epoch: int) -> Strand:
         self._check_modalities(spec)
@@ -241,11 +261,12 @@ class Loader:
         if spec.select is None:
             readers = self._world * self._workers
             check_split(spec.split, sizes, self.streams, spec.batch, readers)
-        plan = Plan(seed, epoch, spec.name, self.streams, self._cfg.window, sizes, spec.select)
-        return Strand(spec.split, spec.modalities, plan, spec.batch // self.streams)
+        plan = epoch_plan(self._dataset, spec, seed, epoch, self.streams, self._cfg.window)
+        columns = _columns(spec, Draw(seed, epoch))
+        return Strand(spec.split, columns, plan, spec.batch // self.streams)
 
     def _check_modalities(self, spec: StreamSpec) -> None:
-        for modality in spec.modalities:
+        for modality in (*spec.modalities, *(view.modality for view in spec.views)):
             if modality not in self._inputs:
                 raise UserError(
                     f"stream '{spec.name}' asks for modality '{modality}', which has no input"
@@ -255,6 +276,61 @@ class Loader:
 
     def _sizes(self, split: str) -> tuple[int, ...]:
         return tuple(shard.samples for shard in self._dataset.split(split).shards)
+
+
+def choose_threads(asked: int, workers: int) -> int:
+    """Return the decode threads of each reading process: `asked`, or a share of the cores.
+
+    Ranks of one machine, and their workers, share its cores. More than MOST_THREADS in one process
+    wait for each other, as what is left to Python runs in one at a time.
+    """
+    if asked:
+        return asked
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // max(1, ranks * max(1, workers))
+    return min(MOST_THREADS, max(1, cores))
+
+
+@dataclass(frozen=True)
+class Later:
+    """What is left to do to an input on the device."""
+
+    transform: Transform
+    draw: Draw | None
+
+    def __call__(self, x: Tensor, keys: Tensor) -> Tensor:
+        return self.transform.finish(x, keys, self.draw)
+
+
+def _columns(spec: StreamSpec, draw: Draw | None) -> tuple[Column, ...]:
+    """What a stream's batches hold; in a pass (without a draw) nothing is augmented."""
+    looks = [View(modality, modality) for modality in spec.modalities] + list(spec.views)
+    if len({look.name for look in looks}) < len(looks):
+        raise ValueError(f"two modalities or views of stream '{spec.name}' have the same name")
+    return tuple(
+        Column(
+            look.name,
+            look.modality,
+            None
+            if draw is None or look.policy == "none"
+            else replace(draw, view=look.name, policy=look.policy),
+        )
+        for look in looks
+    )
+
+
+def _timed(
+    source: Iterator[dict[str, Batch]],
+) -> Iterator[tuple[dict[str, Batch], float]]:
+    """Yield steps with the seconds that a row cost, averaged; the first step opens the shards."""
+    cost, begin = 0.0, time.perf_counter()
+    for number, batches in enumerate(source):
+        rows = sum(len(batch) for batch in batches.values())
+        spent = (time.perf_counter() - begin) / max(1, rows)
+        if number:
+            cost = spent if number == 1 else (cost + spent) / 2
+        yield batches, cost
+        begin = time.perf_counter()
 
 
 def _filled(specs: Sequence[StreamSpec]) -> list[StreamSpec]:
