@@ -65,7 +65,8 @@ def test_shape_purity_pickling_and_rebuilding(config: BaseInput, value: NDArray[
     assert out.dtype == transform.dtype == torch.float32
     assert torch.isfinite(out).all()
     np.testing.assert_array_equal(value, before)
-    assert torch.equal(transform.zeros(), torch.zeros(config.shape))
+    shape, dtype = transform.stored
+    assert torch.equal(transform.zeros(), torch.zeros(shape, dtype=dtype))
     assert torch.equal(pickle.loads(pickle.dumps(transform))(value, "key"), out)  # noqa: S301
     text = transform.config.model_dump_json()
     again: BaseInput = TypeAdapter(InputConfig).validate_json(text)
@@ -148,7 +149,8 @@ def test_saved_image_processor_resizes_alike(shape: tuple[int, ...], tmp_path: P
     transform = config.build(None, "image", None)
     transform.save(tmp_path)
     theirs = processed(tmp_path, Image.fromarray(picture))
-    np.testing.assert_allclose(theirs, transform(picture, "k").numpy(), atol=1e-5)
+    level = 1.001 / 255 / min(config.std)  # both round to bytes between the two passes
+    np.testing.assert_allclose(theirs, transform(picture, "k").numpy(), atol=level)
 
 
 def test_sixteen_bits(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from outmodal.data.augment import Form, Pipeline
 from outmodal.data.decode import DecodeError
 from outmodal.data.manifest import Dataset
 from outmodal.data.picture import check_moments
@@ -22,6 +24,9 @@ from outmodal.data.transform import (
     fit_values,
 )
 from outmodal.errors import UserError
+
+if TYPE_CHECKING:
+    from outmodal.data.draws import Draw
 
 FIT_SERIES = 1024
 
@@ -37,6 +42,7 @@ class SeriesInput(BaseInput):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("series",)
+    forms: ClassVar[tuple[Form, ...]] = ("steps",)
     name: Literal["series"] = "series"
     length: int = Field(gt=0)
     channels: int = Field(gt=0)
@@ -93,6 +99,7 @@ class SeriesTransform(Transform):
 
     def __init__(self, config: SeriesInput) -> None:
         super().__init__(config, config.shape)
+        self.pipeline = Pipeline(config.augment, config.strong)
         self.mean = np.asarray(config.mean, np.float32)
         self.std = np.asarray(config.std, np.float32)
 
@@ -105,6 +112,9 @@ class SeriesTransform(Transform):
         out[: len(normal)] = normal
         return as_tensor(out)
 
+    def finish(self, x: Tensor, keys: Tensor, draw: Draw | None = None) -> Tensor:
+        return self.pipeline.batch(x, keys, draw)
+
 
 class VectorInput(BaseInput):
     """A vector [dim] as it is, or at unit length.
@@ -115,6 +125,7 @@ class VectorInput(BaseInput):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("vector",)
+    forms: ClassVar[tuple[Form, ...]] = ("features",)
     name: Literal["vector"] = "vector"
     dim: int = Field(gt=0)
     normalize: bool = False
@@ -133,6 +144,7 @@ class VectorTransform(Transform):
 
     def __init__(self, config: VectorInput) -> None:
         super().__init__(config, config.shape)
+        self.pipeline = Pipeline(config.augment, config.strong)
         self.normalize = config.normalize
 
     def __call__(self, value: Value, key: str) -> Tensor:
@@ -142,3 +154,9 @@ class VectorTransform(Transform):
         if self.normalize:
             vector = vector / max(float(np.linalg.norm(vector)), 1e-6)
         return as_tensor(vector)
+
+    def finish(self, x: Tensor, keys: Tensor, draw: Draw | None = None) -> Tensor:
+        changed = self.pipeline.batch(x, keys, draw)
+        if changed is x or not self.normalize:
+            return changed
+        return torch.nn.functional.normalize(changed, dim=1, eps=1e-6)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from outmodal.data.decode import MAX_PIXELS, MAX_VIDEO_BYTES, DecodeError, open_video
+from outmodal.data.decode import MAX_PIXELS, MAX_VIDEO_BYTES, DecodeError, check_film, open_video
 
 Frames = NDArray[np.uint8]
 Picker = Callable[[int, Fraction | None], Sequence[int]]
@@ -33,6 +33,8 @@ def read_frames(data: bytes, pick: Picker) -> Frames:
         found, _ = _decode(data, set(picked))
     if len({frame.shape for frame in found.values()}) > 1:
         raise DecodeError("frames differ in size")
+    if sum(found[i].nbytes for i in picked) > MAX_VIDEO_BYTES:  # a rule may repeat frames
+        raise DecodeError(f"more than {MAX_VIDEO_BYTES} bytes of frames")
     return np.stack([found[i] for i in picked])
 
 
@@ -48,7 +50,7 @@ def _survey(data: bytes) -> tuple[int, Fraction | None]:
 def _decode(data: bytes, wanted: set[int]) -> tuple[dict[int, Frames], int]:
     """Return the wanted frames by number, and how many frames there are."""
     found: dict[int, Frames] = {}
-    number, held = -1, 0
+    number, held, pixels = -1, 0, 0
     with open_video(data) as file:
         context = file.streams.video[0].codec_context
         context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -56,6 +58,8 @@ def _decode(data: bytes, wanted: set[int]) -> tuple[dict[int, Frames], int]:
         for number, frame in enumerate(file.decode(video=0)):
             if frame.is_corrupt:
                 raise DecodeError(f"frame {number} is corrupt")
+            pixels += frame.width * frame.height
+            check_film(pixels, len(data))
             if number not in wanted:
                 continue
             held += frame.width * frame.height * 3

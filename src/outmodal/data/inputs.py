@@ -8,8 +8,9 @@ from pydantic import Field
 
 from outmodal.data.arrays import SeriesInput, VectorInput
 from outmodal.data.manifest import Modality
+from outmodal.data.moving import VideoInput
 from outmodal.data.noise import NoiseConfig
-from outmodal.data.picture import ImageInput, VideoInput
+from outmodal.data.picture import ImageInput
 from outmodal.data.tokens import TokenInput
 from outmodal.data.transform import BaseInput, Transform, Value
 from outmodal.data.waveform import LogMelInput, WaveformInput

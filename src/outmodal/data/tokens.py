@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,11 +17,16 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from outmodal.data.augment import Form, Pipeline
+from outmodal.data.augment.text import templates
 from outmodal.data.decode import DecodeError
 from outmodal.data.manifest import Dataset
 from outmodal.data.transform import BaseInput, Transform, Value, fit_values, write_json
 from outmodal.data.wordpiece import LONGEST_WORD, fit_vocabulary
 from outmodal.errors import UserError
+
+if TYPE_CHECKING:
+    from outmodal.data.draws import Draw
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FIT_TEXTS = 100_000
@@ -43,6 +48,7 @@ class TokenInput(BaseInput):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    forms: ClassVar[tuple[Form, ...]] = ("text",)
     name: Literal["tokens"] = "tokens"
     length: int = Field(default=24, ge=3)
     vocab_size: int = Field(default=2048, gt=len(SPECIALS))
@@ -61,7 +67,11 @@ class TokenInput(BaseInput):
             tokenizer = load_tokenizer(self.tokenizer / FILE)
         elif dataset is not None:
             values = fit_values(dataset, modality, FIT_TEXTS)
-            tokenizer = fit_tokenizer((str(v) for _, v in values), self.vocab_size)
+            texts = [str(v) for _, v in values]
+            around = templates((*self.augment, *self.strong))
+            # each sentence as often as training will show it: a rare word is left in pieces
+            often = max(2, len(texts) // max(1, len(around)))
+            tokenizer = fit_tokenizer([*texts, *around * often], self.vocab_size)
         else:
             raise UserError(
                 f"no tokenizer for '{modality}': expected {FILE} in {folder}, a tokenizer folder "
@@ -83,6 +93,8 @@ class TokenTransform(Transform):
 
     def __init__(self, config: TokenInput, tokenizer: Tokenizer) -> None:
         super().__init__(config, config.shape, torch.int64)
+        self.pipeline = Pipeline(config.augment, config.strong)
+        self.random = self.pipeline.random
         size = tokenizer.get_vocab_size()
         if size > config.vocab_size:
             raise UserError(
@@ -105,6 +117,9 @@ class TokenTransform(Transform):
         if not isinstance(value, str):
             raise DecodeError(f"expected text, got an array of shape {value.shape}")
         return torch.tensor(self.tokenizer.encode(value).ids, dtype=torch.int64)
+
+    def compact(self, value: Value, key: str, draw: Draw | None = None) -> Tensor:
+        return self(self.pipeline.sample(value, key, draw), key)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

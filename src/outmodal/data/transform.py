@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor
 
 from outmodal.base import Config
+from outmodal.data.augment import AugmentConfig, Form, misfit
 from outmodal.data.decode import DecodeError, decode
-from outmodal.data.manifest import Dataset, Modality
+from outmodal.data.manifest import Dataset, Modality, ShardInfo
 from outmodal.data.shards import read_shard
 from outmodal.errors import UserError
+
+if TYPE_CHECKING:
+    from outmodal.data.draws import Draw
 
 Value = NDArray[Any] | str
 """What a decoder returns for one member of a sample."""
 
 
 class Transform(ABC):
-    """A pure function of a decoded value and its sample's key. Picklable for loader workers.
+    """From a decoded value and its sample's key to the model's input, in two stages.
+
+    The first stage runs sample by sample where the data are read, and gives the compact form:
+    what travels through caches, loader workers and the copy to the device (uint8 for pictures).
+    The second, `finish`, turns a batch of it into the input on the device. Both are pure
+    functions of value, key and draw. Picklable for loader workers.
 
     Attributes:
         config: The input configuration with everything resolved that `build` had to look up, so
             that `config.build(None, modality, export_folder)` gives the same transform again.
-        shape: Shape of the tensor, without the batch.
-        dtype: float32, or int64 for tokens.
+        shape: Shape of the input, without the batch.
+        dtype: Type of the input: float32, or int64 for tokens.
+        random: Whether the first stage draws: then a draw's compact form is good for one epoch
+            only, and must not be cached (the decoded value may be).
     """
+
+    random: bool = False
 
     def __init__(
         self, config: BaseInput, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
@@ -39,20 +54,55 @@ class Transform(ABC):
         self.shape = shape
         self.dtype = dtype
 
+    @property
+    def stored(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of the compact form, without the batch."""
+        return self.shape, self.dtype
+
     @abstractmethod
     def __call__(self, value: Value, key: str) -> Tensor:
-        """Return the model's input. Raises DecodeError where the value does not fit."""
+        """Return the model's input of one value, without augmentation.
 
-    def from_bytes(self, spec: Modality, data: bytes, key: str) -> Tensor:
-        """Decode a member and return the model's input. Raises DecodeError.
-
-        Transforms that need less of a file than `decode` gives, or more, do it their own way.
+        Raises DecodeError where the value does not fit.
         """
-        return self(decode(spec, data), key)
+
+    def compact(self, value: Value, key: str, draw: Draw | None = None) -> Tensor:
+        """Return the compact form, augmented as `draw` says. Raises DecodeError as a call does."""
+        return self(value, key)
+
+    def from_bytes(self, spec: Modality, data: bytes, key: str, draw: Draw | None = None) -> Tensor:
+        """Decode a member and return its compact form. Raises DecodeError.
+
+        Transforms that need less of a file than `decode` gives do it their own way.
+        """
+        return self.compact(self.decode(spec, data), key, draw)
+
+    def decode(self, spec: Modality, data: bytes) -> Value:
+        """Decode a member to what `compact` takes. Raises DecodeError."""
+        return decode(spec, data)
+
+    def finish(self, x: Tensor, keys: Tensor, draw: Draw | None = None) -> Tensor:
+        """Turn compact forms [B, *stored] into inputs [B, *shape], on the device of `x`.
+
+        Args:
+            x: The batch.
+            keys: [B] int64, `key_number` of the samples' keys; they matter to draws only.
+            draw: Of the epoch; None where nothing is augmented.
+        """
+        return x
+
+    def read(self, spec: Modality, data: bytes, key: str) -> Tensor:
+        """Decode a member and return the model's input, without augmentation.
+
+        Raises DecodeError.
+        """
+        compact = self.from_bytes(spec, data, key)
+        return self.finish(compact[None], torch.zeros(1, dtype=torch.int64))[0]
 
     def zeros(self) -> Tensor:
-        """Return the input that stands for an absent modality."""
-        return torch.zeros(self.shape, dtype=self.dtype)
+        """Return the compact form that stands for an absent modality."""
+        shape, dtype = self.stored
+        return torch.zeros(shape, dtype=dtype)
 
     def save(self, folder: Path) -> None:
         """Write the preprocessor files that transformers loads, where it has such a class.
@@ -63,9 +113,32 @@ class Transform(ABC):
 
 
 class BaseInput(Config):
-    """Base of the input configurations. `kinds` are the modality kinds that it reads."""
+    """Base of the input configurations.
+
+    Attributes:
+        kinds: The modality kinds that it reads.
+        forms: What its transform lets augmentations change; none where it takes no augmentation.
+        augment: What is drawn anew for every sample and epoch of training, in this order within
+            each stage. Evaluation, embedding and exports see values without it.
+        strong: The same for the strongly augmented views of methods that ask for them.
+    """
 
     kinds: ClassVar[tuple[str, ...]]
+    forms: ClassVar[tuple[Form, ...]] = ()
+    augment: tuple[AugmentConfig, ...] = ()
+    strong: tuple[AugmentConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _augmentations_fit(self) -> Self:
+        for step in (*self.augment, *self.strong):
+            problem = misfit(step, getattr(self, "name", "?"), self.kinds, self.forms)
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    def plain(self) -> Self:
+        """Return this configuration without augmentations, for encoders away from training."""
+        return self.model_copy(update={"augment": (), "strong": ()})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,18 +181,34 @@ def array(value: Value, ndim: int) -> NDArray[Any]:
 def fit_values(
     dataset: Dataset, modality: str, limit: int, shards: int | None = None
 ) -> list[tuple[str, Value]]:
-    """Decode the first `limit` values of a modality for fitting, in stored order.
+    """Decode the first `limit` values of a modality for fitting, in stored order (of a mixture:
+    as many of each source).
 
     Reads the "train" split, or the first split of a data set that has no "train". Samples without
     the modality, and those that do not decode, are passed over: the stream reports them.
     """
     splits = dataset.manifest.splits
     split = "train" if "train" in splits else next(iter(splits))
-    spec = dataset.modality(modality)
-    member = f"{modality}.{spec.ext}"
+    dataset.modality(modality)
     values: list[tuple[str, Value]] = []
-    for info in dataset.split(split).shards[:shards]:
-        for _, key, members in read_shard(dataset.shard_path(info)):
+    groups = dataset.groups(split)
+    for number, group in enumerate(groups, 1):
+        share = limit * number // len(groups) - len(values)
+        if share > 0:
+            values += _values_of(dataset, modality, share, group[:shards])
+    return values
+
+
+def _values_of(
+    dataset: Dataset, modality: str, limit: int, shards: Sequence[ShardInfo]
+) -> list[tuple[str, Value]]:
+    values: list[tuple[str, Value]] = []
+    for info in shards:
+        spec = dataset.modality_in(info, modality)
+        if spec is None:
+            continue
+        member = f"{modality}.{spec.ext}"
+        for _, key, members in read_shard(dataset.shard(info)):
             if member not in members:
                 continue
             try:

@@ -14,9 +14,9 @@ from outmodal.data.manifest import Modality
 from outmodal.data.perceptor_inputs import perceptor_input
 from outmodal.data.perceptor_inputs.audio import Fbank
 from outmodal.data.perceptor_inputs.presets import Family
-from outmodal.data.perceptor_inputs.windows import spread_windows
 from outmodal.data.resample import resample
 from outmodal.data.transform import Transform
+from outmodal.data.windows import spread_windows
 
 from .golden import as_array, asset, difference, facts, picture_difference, sources, tensors
 

@@ -9,7 +9,7 @@ import torch
 
 from outmodal.data.perceptor_inputs import PRESETS, perceptor_input
 from outmodal.data.plan import Picks
-from outmodal.data.samples import Reader
+from outmodal.data.samples import Column, Reader
 from outmodal.data.skips import SkipLedger
 from outmodal.errors import UserError
 
@@ -56,7 +56,7 @@ def test_a_data_sets_files_are_read_as_the_inputs_read_them(tmp_path: Path) -> N
     )
     seen: list[tuple[int | None, str]] = []
 
-    def from_bytes(spec: object, data: bytes, key: str) -> torch.Tensor:
+    def from_bytes(spec: object, data: bytes, key: str, draw: object = None) -> torch.Tensor:
         seen.append((getattr(spec, "sample_rate", None), key))
         return made.zeros()
 
@@ -72,6 +72,6 @@ def read_all(reader: Reader) -> None:
     count = reader.dataset.split(split).samples
     zeros = torch.zeros(count, dtype=torch.int64).numpy()
     numbers = torch.arange(count).numpy()
-    block = reader.open(split, ["speech"], Picks(numbers, zeros, numbers))
+    block = reader.open(split, [Column("speech", "speech")], Picks(numbers, zeros, numbers))
     for j in range(count):
         block.sample(j)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,12 @@ from outmodal.data.decode import DecodeError, decode_channels
 from outmodal.data.fbank import FRAME, RATE, fbank
 from outmodal.data.manifest import Dataset, Modality
 from outmodal.data.notice import Notice
-from outmodal.data.perceptor_inputs.windows import spread_windows
 from outmodal.data.resample import resample
 from outmodal.data.transform import BaseInput, Transform, Value, as_tensor
+from outmodal.data.windows import spread_windows
+
+if TYPE_CHECKING:
+    from outmodal.data.draws import Draw
 
 Sound = NDArray[np.float32]
 
@@ -88,7 +91,7 @@ class Fbank(Transform):
             raise DecodeError("expected sound [T] or [channels, T]")
         return self._banks(np.atleast_2d(value).astype(np.float32, copy=False), self.rate)
 
-    def from_bytes(self, spec: Modality, data: bytes, key: str) -> Tensor:
+    def from_bytes(self, spec: Modality, data: bytes, key: str, draw: Draw | None = None) -> Tensor:
         sound, rate = decode_channels(data)
         return self._banks(sound, rate)
 

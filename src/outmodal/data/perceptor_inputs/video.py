@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from outmodal.data.perceptor_inputs.geometry import (
     crop_three,
     scale_planes,
 )
-from outmodal.data.perceptor_inputs.windows import spread_windows
 from outmodal.data.picture import check_moments
 from outmodal.data.transform import BaseInput, Transform, Value, array
+from outmodal.data.windows import spread_windows
+
+if TYPE_CHECKING:
+    from outmodal.data.draws import Draw
 
 
 class SampledVideoInput(BaseInput):
@@ -90,7 +93,7 @@ class SampledVideo(Transform):
             raise DecodeError(f"expected uint8 [F, H, W, 3], got {film.dtype} {list(film.shape)}")
         return self._arrange(film[list(self._pick(len(film), Fraction(self.settings.rate)))])
 
-    def from_bytes(self, spec: Modality, data: bytes, key: str) -> Tensor:
+    def from_bytes(self, spec: Modality, data: bytes, key: str, draw: Draw | None = None) -> Tensor:
         return self._arrange(read_frames(data, self._pick))
 
     def _pick(self, count: int, rate: Fraction | None) -> list[int]:
