@@ -32,6 +32,7 @@ from outmodal.data.encode import (
     encode_text,
     encode_wav,
 )
+from outmodal.data.film import read_frames
 from outmodal.data.manifest import Kind, Modality
 
 RNG = np.random.default_rng(0)
@@ -211,6 +212,9 @@ def test_broken_sound_is_refused() -> None:
     refused(spec("audio"), encode_wav(TONE, 8000)[:-1000], "truncated WAV")
     refused(spec("audio"), encode_flac(TONE, 8000)[:-500], "of 4000|readable")
     refused(spec("audio"), b"RIFF", "truncated|readable")
+    whole = sound(TONE, "RF64")
+    assert np.shape(decode(spec("audio"), whole)) == TONE.shape
+    refused(spec("audio"), whole[:-1000], "truncated WAV")
 
 
 def test_sound_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +247,18 @@ def test_film_of_another_size_and_too_large_film_are_refused(
     refused(spec("video"), encode_mp4(FILM), "more than")
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 16 * 32 - 1)
     refused(spec("video"), encode_mp4(FILM), "readable")
+
+
+def test_a_film_that_would_be_decoded_for_hours_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encode_mp4(FILM)
+    monkeypatch.setattr(decode_module, "MAX_FILM_RATE", 0)
+    monkeypatch.setattr(decode_module, "MAX_FILM_PIXELS", 3 * 16 * 32)
+    with pytest.raises(DecodeError, match="pixels of frames in"):
+        read_frames(data, lambda count, _: (0,))
+    monkeypatch.setattr(decode_module, "MAX_FILM_RATE", 1)
+    assert len(read_frames(data, lambda count, _: (0, count - 1))) == 2
 
 
 def test_sound_is_no_film() -> None:

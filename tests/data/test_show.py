@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,58 @@ def test_odd_members_are_drawn_or_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert opened(sheet).width > 0
     assert texts[0].startswith("costs")
     assert texts[1].startswith("corrupt: not a readable npy")
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Titles of the rows as they are drawn."""
+    titles: list[str] = []
+    plain = show_module._row_title
+
+    def noting(*args: Any) -> str:
+        titles.append(plain(*args))
+        return titles[-1]
+
+    monkeypatch.setattr(show_module, "_row_title", noting)
+    return titles
+
+
+def test_classes_take_turns_and_missing_members_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTMODAL_CACHE", str(tmp_path / "cache"))
+    dataset = make_tiny(
+        tmp_path / "data", modalities=("pose", "text"), missing={"text": set(range(24))}
+    )
+    titles = drawn(monkeypatch)
+    texts: list[str] = []
+    monkeypatch.setattr(show_module, "_text", lambda _figure, value, _spec: texts.append(value))
+    out = tmp_path / "a.png"
+    show_dataset(dataset, "train", out, 5, classes=("blue", "red"))
+    assert [title.split()[1] for title in titles].count("blue") == 3
+    assert [title.split()[1] for title in titles].count("red") == 2
+    assert texts == ["absent"] * 5
+    with pytest.raises(UserError, match="no class 'blu'; did you mean 'blue'"):
+        show_dataset(dataset, "train", out, classes=("blu",))
+    few = make_tiny(tmp_path / "few", samples=2, shards=1, modalities=("pose",))
+    with pytest.raises(UserError, match="no sample of class 'blue'"):
+        show_dataset(few, "train", out, classes=("blue",))
+
+
+def test_the_same_seed_gives_the_same_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_tiny(tmp_path / "data", modalities=("pose",))
+    titles = drawn(monkeypatch)
+    sheets = [
+        show_dataset(dataset, "train", tmp_path / f"{n}.png", 3, seed=seed).read_bytes()
+        for n, seed in enumerate((1, 1, 2, None, None))
+    ]
+    assert sheets[0] == sheets[1] != sheets[2]
+    assert sheets[3] == sheets[4]
+    assert titles[:3] == titles[3:6] != titles[6:9]
+    assert [title.split()[0] for title in titles[9:12]] == [
+        "train-00000", "train-00011", "train-00023",
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from outmodal.data.decode import DecodeError, decode, decode_numbers, find_member
-from outmodal.data.labels import LABEL, parse_label
-from outmodal.data.manifest import MANIFEST, Dataset, Manifest, ShardInfo
-from outmodal.data.shards import ShardDamage, read_shard, scan_shard
-from outmodal.errors import UserError
+from outmodal.data.check_sample import Expected
+from outmodal.data.check_shard import Found, Problem, check_part, parts
+from outmodal.data.manifest import MANIFEST, Dataset, ShardInfo
+from outmodal.data.tasks import Progress, run_tasks
 
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in total) after every shard."""
+__all__ = ["CheckReport", "Problem", "ShardReport", "check_dataset", "make_report"]
 
-TARGET, JSON = "target.npy", "json"
-_CHUNK = 1 << 20
-_OTHERS = (LABEL, TARGET, JSON)
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One line of the report.
+
+    Attributes:
+        file: File name.
+        split: Split that it belongs to.
+        samples: Whole samples that were read.
+        bytes: What the manifest says.
+        problems: How many there are.
+    """
+
+    file: str
+    split: str
+    samples: int
+    bytes: int
+    problems: int
 
 
 @dataclass(frozen=True)
@@ -30,24 +39,37 @@ class CheckReport:
     """What a check found.
 
     Attributes:
-        ok: Nothing is wrong.
-        problems: Everything that is wrong, each line with its shard, and its key if it has one.
-        samples: Whole samples that were read.
-        shards: Shards that the manifest lists.
+        problems: Everything that is wrong, in the manifest's order.
+        shards: One entry a shard, in the manifest's order.
     """
 
-    ok: bool
-    problems: tuple[str, ...]
-    samples: int
-    shards: int
+    problems: tuple[Problem, ...]
+    shards: tuple[ShardReport, ...]
 
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
 
-@dataclass(frozen=True)
-class _Found:
-    """What the check of one shard found."""
+    @property
+    def samples(self) -> int:
+        """Whole samples that were read."""
+        return sum(shard.samples for shard in self.shards)
 
-    problems: tuple[str, ...]
-    samples: int
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Problems of each kind, the most frequent first."""
+        return dict(Counter(problem.kind for problem in self.problems).most_common())
+
+    def as_json(self) -> dict[str, Any]:
+        """The report in JSON values."""
+        return {
+            "ok": self.ok,
+            "samples": self.samples,
+            "kinds": self.kinds,
+            "shards": [asdict(shard) for shard in self.shards],
+            "problems": [{**asdict(problem), "text": str(problem)} for problem in self.problems],
+        }
 
 
 def check_dataset(
@@ -57,137 +79,66 @@ def check_dataset(
 
     Args:
         dataset: Open it with `open_dataset(path, verify=False)`, so that missing shards are
-            listed like everything else.
+            listed like everything else. Remote ones are read whole, twice where no cache holds
+            them: for the checksum and for the members.
         workers: Processes; 0 works in this one.
-        progress: Called after every shard.
+        progress: Called with samples as the manifest counts them, after each part of a shard.
 
-    The list is complete, and in the manifest's order.
+    The list is complete, and in the manifest's order, whatever the number of workers.
     """
-    shards = [shard for split in dataset.manifest.splits.values() for shard in split.shards]
-    found: dict[int, _Found] = {}
-    for position, result in _checked(dataset, shards, workers):
-        found[position] = result
+    shards = all_shards(dataset)
+    calls, owner = [], []
+    for number, (_, shard) in enumerate(shards):
+        place, expected = dataset.shard(shard), Expected.of(dataset, shard)
+        for start, stop in parts(shard):
+            calls.append((place, expected, shard, start, stop))
+            owner.append(number)
+    results: list[Found] = [Found((), 0)] * len(calls)
+    total, done = sum(shard.samples for _, shard in shards), 0
+    for position, result in run_tasks(check_part, calls, workers):
+        shard, start, stop = calls[position][2:]
+        results[position] = result if result is not None else _lost(shard)
+        done += (shard.samples if stop is None else stop) - start
         if progress is not None:
-            progress(len(found), len(shards))
+            progress(done, total)
+    found = [Found((), 0)] * len(shards)
+    for number, result in zip(owner, results, strict=True):
+        found[number] += result
+    return make_report(dataset, found)
+
+
+def all_shards(dataset: Dataset) -> list[tuple[str, ShardInfo]]:
+    """Return (split, shard) of every shard in the manifest's order."""
+    return [
+        (name, shard) for name, split in dataset.manifest.splits.items() for shard in split.shards
+    ]
+
+
+def make_report(dataset: Dataset, found: list[Found]) -> CheckReport:
+    """Compose the report from what was found in each of `all_shards`."""
     problems = [*_folder_problems(dataset)]
-    for position in range(len(shards)):
-        problems.extend(found[position].problems)
-    samples = sum(result.samples for result in found.values())
-    return CheckReport(not problems, tuple(problems), samples, len(shards))
+    lines = []
+    for (split, shard), result in zip(all_shards(dataset), found, strict=True):
+        listed = tuple(dict.fromkeys(result.problems))  # parts may say the same of the shard
+        problems.extend(listed)
+        lines.append(ShardReport(shard.file, split, result.samples, shard.bytes, len(listed)))
+    return CheckReport(tuple(problems), tuple(lines))
 
 
-def _checked(
-    dataset: Dataset, shards: Sequence[ShardInfo], workers: int
-) -> Iterator[tuple[int, _Found]]:
-    """Yield (position, result) of every shard as it is done."""
-    if workers <= 0:
-        for position, shard in enumerate(shards):
-            yield position, _check_shard(dataset.root, dataset.manifest, shard)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports cost seconds, so they are paid once
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs: dict[Future[_Found], int] = {
-            pool.submit(_check_shard, dataset.root, dataset.manifest, shard): position
-            for position, shard in enumerate(shards)
-        }
-        for job in as_completed(jobs):
-            try:
-                yield jobs[job], job.result()
-            except BrokenProcessPool:
-                # A decoder's C code crashed, or memory ran out; every unfinished shard is named.
-                name = shards[jobs[job]].file
-                lost = f"{name}: not checked: a checking process died; check with fewer workers"
-                yield jobs[job], _Found((lost,), 0)
+def _lost(shard: ShardInfo) -> Found:
+    detail = "not checked: a checking process died; check with fewer workers"
+    return Found((Problem(shard.file, "not checked", detail),), 0)
 
 
-def _folder_problems(dataset: Dataset) -> Iterator[str]:
+def _folder_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Find empty splits and, in a folder of this machine, tars that nothing lists."""
     listed: set[str] = set()
     for name, split in dataset.manifest.splits.items():
         listed.update(shard.file for shard in split.shards)
         if not split.samples:
-            yield f"{MANIFEST}: split '{name}' is empty"
-    for path in sorted(dataset.root.glob("*.tar")):
+            yield Problem(MANIFEST, "empty split", f"split '{name}' is empty")
+    folder = dataset.store.folder
+    for path in sorted(folder.glob("*.tar")) if folder is not None else ():
         if path.name not in listed:
-            yield f"{path.name}: lies in the folder, but {MANIFEST} does not list it"
-
-
-def _check_shard(root: Path, manifest: Manifest, shard: ShardInfo) -> _Found:
-    path = root / shard.file
-    problems: list[str] = []
-    samples = 0
-    try:
-        problems.extend(_file_problems(path, shard))
-        index = scan_shard(path)
-        if len(index) != shard.samples:
-            problems.append(f"holds {len(index)} whole samples, {MANIFEST} says {shard.samples}")
-        problems.extend(_repeated(index.keys))
-        for _, key, members in read_shard(path):
-            samples += 1
-            problems.extend(
-                f"sample '{key}': {text}" for text in sample_problems(manifest, members)
-            )
-    except FileNotFoundError:
-        problems.append(f"missing, but {MANIFEST} lists it")
-    except ShardDamage as damage:
-        problems.append(f"{damage.detail} ({damage.read_ok} whole samples before it)")
-    except OSError as error:
-        problems.append(f"cannot be read: {error.strerror}")
-    return _Found(tuple(f"{shard.file}: {text}" for text in problems), samples)
-
-
-def _file_problems(path: Path, shard: ShardInfo) -> Iterator[str]:
-    """Compare bytes and sha256 with the manifest."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    if size != shard.bytes:
-        yield f"{size} bytes, {MANIFEST} says {shard.bytes}"
-    if digest.hexdigest() != shard.sha256:
-        yield f"sha256 is {digest.hexdigest()}, {MANIFEST} says {shard.sha256}"
-
-
-def _repeated(keys: Sequence[str]) -> Iterator[str]:
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            yield f"key '{key}' occurs twice"
-        seen.add(key)
-
-
-def sample_problems(manifest: Manifest, members: Mapping[str, bytes]) -> Iterator[str]:
-    """Yield everything that is wrong with one sample's members."""
-    for suffix in members:
-        if suffix not in _OTHERS and suffix.partition(".")[0] not in manifest.modalities:
-            yield f"member '{suffix}' belongs to no modality of {MANIFEST}"
-    if not any(suffix.partition(".")[0] in manifest.modalities for suffix in members):
-        yield "no modality at all"
-    for name, spec in manifest.modalities.items():
-        try:
-            data = find_member(spec, name, members)
-            if data is not None:
-                decode(spec, data)
-        except DecodeError as error:
-            yield f"modality '{name}': {error}"
-    yield from _other_problems(manifest, members)
-
-
-def _other_problems(manifest: Manifest, members: Mapping[str, bytes]) -> Iterator[str]:
-    """Check the members that are not modalities: class, target, and free JSON."""
-    try:
-        if LABEL in members:
-            parse_label(members[LABEL], len(manifest.classes), LABEL)
-    except UserError as error:
-        yield str(error)
-    try:
-        if TARGET in members:
-            decode_numbers(members[TARGET])
-    except DecodeError as error:
-        yield f"{TARGET}: {error}"
-    try:
-        json.loads(members.get(JSON, b"{}"))
-    except (ValueError, RecursionError) as error:
-        yield f"{JSON}: {error}"
+            detail = f"lies in the folder, but {MANIFEST} does not list it"
+            yield Problem(path.name, "unlisted", detail)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from tokenize import TokenError
 from typing import Any
 
 import av
@@ -23,53 +20,59 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.signal import resample_poly
 
+from outmodal.data.decode_error import BROKEN, DecodeError, brief
+from outmodal.data.decode_npy import read_npy
+from outmodal.data.jpeg import decode_jpeg, read_header
 from outmodal.data.manifest import Modality
+
+__all__ = [
+    "COLOUR_MODES",
+    "GREY_MODES",
+    "MAX_AUDIO_RATE",
+    "MAX_AUDIO_SAMPLES",
+    "MAX_FILM_PIXELS",
+    "MAX_FILM_RATE",
+    "MAX_PIXELS",
+    "MAX_VIDEO_BYTES",
+    "WIDE_MODES",
+    "DecodeError",
+    "check_film",
+    "check_image",
+    "check_pixels",
+    "decode",
+    "decode_channels",
+    "decode_numbers",
+    "find_member",
+    "open_audio",
+    "open_image",
+    "open_video",
+    "read_npy",
+]
 
 MAX_PIXELS = 64_000_000
 """Pixels of one image or frame."""
 MAX_VIDEO_BYTES = 1 << 30
 """Bytes of one decoded video."""
+MAX_FILM_PIXELS = 1 << 31
+"""Pixels, over all frames, that a film of any size in bytes may have to be decoded for."""
+MAX_FILM_RATE = 10_000
+"""Pixels that it may have beyond those for each of its bytes: slides of a talk stay below."""
 MAX_AUDIO_SAMPLES = 1 << 26
 """Samples of one clip, all channels: more than two hours at 8 kHz."""
 MAX_AUDIO_RATE = 768_000
-MAX_NPY_HEADER = 4096
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 # Only formats whose demuxers read nothing but the stream: no playlists, no lists of files.
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,gif"
 _BLOCK = 1 << 16
 
-# What parsers of broken bytes raise, beside the errors of their own libraries.
-_BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-_NPY_ERRORS = (*_BROKEN, TokenError)
-_IMAGE_ERRORS = (*_BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning)
-_AUDIO_ERRORS = (*_BROKEN, soundfile.SoundFileError)
-_VIDEO_ERRORS = (*_BROKEN, av.FFmpegError)
+_IMAGE_ERRORS = (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_AUDIO_ERRORS = (*BROKEN, soundfile.SoundFileError)
+_VIDEO_ERRORS = (*BROKEN, av.FFmpegError)
 
 GREY_MODES = ("1", "L", "LA", "La")
 WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-
-
-class DecodeError(Exception):
-    """A member is corrupt, or not what the manifest says. `reason` says how."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def find_member(spec: Modality, name: str, members: Mapping[str, bytes]) -> bytes | None:
@@ -123,10 +126,22 @@ def _image(spec: Modality, data: bytes) -> NDArray[Any]:
         raise DecodeError(
             f"an image must be uint8 or uint16 [H, W, C], got {pixels.dtype} {list(pixels.shape)}"
         )
-    _check_size(spec, pixels.shape[0], pixels.shape[1])
-    if spec.channels is not None and pixels.shape[2] != spec.channels:
-        raise DecodeError(f"{pixels.shape[2]} channels where the manifest says {spec.channels}")
+    check_image(spec, *pixels.shape)
     return pixels
+
+
+def check_image(spec: Modality, height: int, width: int, channels: int) -> None:
+    """Raise DecodeError unless a decoded image is what the manifest says."""
+    check_pixels(height, width)
+    _check_size(spec, height, width)
+    if spec.channels is not None and channels != spec.channels:
+        raise DecodeError(f"{channels} channels where the manifest says {spec.channels}")
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise DecodeError for more than MAX_PIXELS."""
+    if height * width > MAX_PIXELS:
+        raise DecodeError(f"{width} x {height} pixels are too many")
 
 
 @contextmanager
@@ -134,19 +149,32 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
     """Open an image of at most MAX_PIXELS; what its parser raises inside becomes DecodeError."""
     try:
         with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(f"{image.width} x {image.height} pixels are too many")
+            check_pixels(image.height, image.width)
             yield image
     except _IMAGE_ERRORS as error:
-        raise DecodeError(f"not a readable image: {_brief(error)}") from None
+        raise DecodeError(f"not a readable image: {brief(error)}") from None
 
 
 def _picture(data: bytes, channels: int | None) -> NDArray[Any]:
     """Decode an image file; a grey one becomes RGB where the manifest asks for three channels."""
-    with open_image(data) as image:
-        image.load()
-        pixels = _pixels(image)
+    pixels = _fast_jpeg(data)
+    if pixels is None:
+        with open_image(data) as image:
+            image.load()
+            pixels = _pixels(image)
     return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 and channels == 3 else pixels
+
+
+def _fast_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """Return uint8 [H, W] or [H, W, 3]; None for what Pillow has to read."""
+    header = read_header(data)
+    if header is None:
+        return None
+    check_pixels(header.height, header.width)
+    pixels = decode_jpeg(data, header)
+    if pixels is None:
+        return None
+    return (pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).copy()
 
 
 def _pixels(image: Image.Image) -> NDArray[Any]:
@@ -183,7 +211,7 @@ def open_audio(data: bytes) -> Iterator[soundfile.SoundFile]:
                 raise DecodeError(f"{file.frames} x {file.channels} samples are too many")
             yield file
     except _AUDIO_ERRORS as error:
-        raise DecodeError(f"not readable audio: {_brief(error)}") from None
+        raise DecodeError(f"not readable audio: {brief(error)}") from None
 
 
 def decode_channels(data: bytes) -> tuple[NDArray[np.float32], int]:
@@ -210,7 +238,12 @@ def _audio(spec: Modality, data: bytes) -> NDArray[np.float32]:
 
 
 def _is_cut_wav(data: bytes) -> bool:
-    """libsndfile plays what is there of a WAV; 0xFFFFFFFF stands for an unknown length."""
+    """libsndfile plays what is there of a WAV; 0xFFFFFFFF stands for an unknown length.
+
+    RF64 (EBU Tech 3306) has its length, of 64 bits, in a chunk `ds64` behind the name.
+    """
+    if data[:4] == b"RF64" and data[12:16] == b"ds64":
+        return len(data) + 1 < int.from_bytes(data[20:28], "little") + 8
     said = int.from_bytes(data[4:8], "little")
     return data[:4] == b"RIFF" and said != 0xFFFFFFFF and len(data) + 1 < said + 8
 
@@ -253,7 +286,7 @@ def open_video(data: bytes) -> Iterator[av.container.InputContainer]:
                 raise DecodeError("no video stream")
             yield file
     except _VIDEO_ERRORS as error:
-        raise DecodeError(f"not readable video: {_brief(error)}") from None
+        raise DecodeError(f"not readable video: {brief(error)}") from None
 
 
 def _video(spec: Modality, data: bytes) -> NDArray[np.uint8]:
@@ -267,7 +300,10 @@ def _video(spec: Modality, data: bytes) -> NDArray[np.uint8]:
     if not frames:
         raise DecodeError("no frames")
     _check_size(spec, *frames[0].shape[:2])
-    return np.stack(frames)
+    film: NDArray[np.uint8] = np.empty((len(frames), *frames[0].shape), np.uint8)
+    for number in range(len(frames)):  # each is let go at once: a film is not held twice
+        film[number], frames[number] = frames[number], film[:0]
+    return film
 
 
 def _take_frame(frames: list[NDArray[np.uint8]], frame: av.VideoFrame) -> None:
@@ -279,6 +315,17 @@ def _take_frame(frames: list[NDArray[np.uint8]], frame: av.VideoFrame) -> None:
     if frames and pixels.shape != frames[0].shape:
         raise DecodeError(f"frame {len(frames)} has another size than the first")
     frames.append(pixels)
+
+
+def check_film(pixels: int, size: int) -> None:
+    """Raise DecodeError where a film of `size` bytes would be decoded for too long.
+
+    Args:
+        pixels: Of all frames so far, kept or not.
+        size: Bytes of the file.
+    """
+    if pixels > MAX_FILM_PIXELS + MAX_FILM_RATE * size:
+        raise DecodeError(f"more than {pixels} pixels of frames in {size} bytes")
 
 
 def _text(_spec: Modality, data: bytes) -> str:
@@ -326,37 +373,6 @@ def _finite(array: NDArray[Any]) -> NDArray[np.float32]:
     return numbers
 
 
-def read_npy(data: bytes) -> NDArray[Any]:
-    """Read a .npy of numbers whose bytes are exactly what its header says, or raise DecodeError."""
-    buffer = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(buffer)
-        read = _NPY_HEADERS.get(version)
-        if read is None:
-            raise DecodeError(f"npy version {version} is not supported")
-        shape, fortran, dtype = read(buffer, max_header_size=MAX_NPY_HEADER)
-        if dtype.hasobject or dtype.kind not in "fiub" or any(n < 0 for n in shape):
-            raise DecodeError(f"npy of type {dtype}, shape {shape}: expected plain numbers")
-        held, said = len(data) - buffer.tell(), math.prod(shape) * dtype.itemsize
-        if held != said:
-            raise DecodeError(f"npy of {held} bytes where its header says {said}")
-        flat = np.frombuffer(data, dtype, offset=buffer.tell())
-        native = flat.astype(dtype.newbyteorder("="))
-        return native.reshape(shape, order="F" if fortran else "C")
-    except _NPY_ERRORS as error:
-        raise DecodeError(f"not a readable npy: {_brief(error)}") from None
-
-
-def _brief(error: BaseException) -> str:
-    """Return the first line of a library's message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-_NPY_HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _DECODERS: dict[str, Callable[[Modality, bytes], NDArray[Any] | str]] = {
     "image": _image,
     "video": _video,

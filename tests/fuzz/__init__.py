@@ -1,0 +1,1 @@
+"""Hostile bytes against everything that reads bytes: decoders, tars, manifests, index files."""
