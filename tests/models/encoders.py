@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +106,8 @@ def head_for(learner: Learner, kind: str, dim: int = 6) -> ProjectionHead | None
     """A head of this kind, or none."""
     if kind == "none":
         return None
-    kinds: dict[str, Kind] = {"linear": "linear", "mlp": "mlp", "mlp3": "mlp3"}
-    return ProjectionHead(learner.dim, dim, kinds[kind], hidden=7)
+    names: tuple[Kind, ...] = ("linear", "linear_ln", "mlp", "mlp3")
+    return ProjectionHead(learner.dim, dim, names[names.index(cast(Kind, kind))], hidden=7)
 
 
 def export(

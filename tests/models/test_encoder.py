@@ -68,7 +68,7 @@ def expected(folder: Path, dataset: Dataset) -> dict[str, torch.Tensor]:
     loaded = load_export(folder)
     name = loaded.info.modality
     transform, spec = loaded.transform(dataset, name), dataset.modality(name)
-    rows = [transform.from_bytes(spec, data, "k") for data in members(dataset, name)]
+    rows = [transform.read(spec, data, "k") for data in members(dataset, name)]
     return loaded.outputs(torch.stack(rows))
 
 

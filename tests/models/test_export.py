@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def difference(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max())
 
 
-@pytest.mark.parametrize("head", ["none", "linear", "mlp", "mlp3"])
+@pytest.mark.parametrize("head", ["none", "linear", "linear_ln", "mlp", "mlp3"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_what_is_loaded_gives_what_was_trained(
     name: str, head: str, dataset: Dataset, tmp_path: Path
@@ -80,12 +83,12 @@ def test_plain_transformers_gives_the_same_without_outmodal(
 
 
 def test_every_head_is_known_without_outmodal(dataset: Dataset, tmp_path: Path) -> None:
-    for head in ("none", "linear", "mlp3"):
+    for head in ("none", "linear", "linear_ln", "mlp3"):
         folder = export("vit", dataset, tmp_path / head, head, classify=True)
         assert max(compare(folder).values()) <= 1e-5
 
 
-@pytest.mark.parametrize("head", ["none", "linear", "mlp", "mlp3"])
+@pytest.mark.parametrize("head", ["none", "linear", "linear_ln", "mlp", "mlp3"])
 @pytest.mark.parametrize("name", ["vit", "mlp"])
 def test_head_and_classifier_are_two_lines_each(
     name: str, head: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +161,34 @@ def test_the_preprocessor_is_the_one_that_transformers_loads(
     ids = AutoTokenizer.from_pretrained(text)("a red thing", padding="max_length", max_length=10)
     transform = load_export(text).transform()
     assert ids["input_ids"] == transform("a red thing", "k").tolist()
+
+
+WITHOUT_US = """
+import sys
+sys.modules["outmodal"] = None  # an import of it fails
+import numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
+picture = np.zeros((12, 12, 1), np.uint8)
+pixels = AutoImageProcessor.from_pretrained(sys.argv[1])(picture, return_tensors="pt").pixel_values
+with torch.no_grad():
+    print(AutoModel.from_pretrained(sys.argv[1])(pixels).last_hidden_state.isfinite().all().item())
+print(AutoFeatureExtractor.from_pretrained(sys.argv[2]).sampling_rate)
+"""
+
+
+def test_model_and_preprocessors_load_in_a_process_without_outmodal(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    folders = [str(export(name, dataset, tmp_path / name)) for name in ("vit", "vit_mel")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WITHOUT_US, *folders],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["True", "8000"]
 
 
 def test_the_record_says_what_is_needed_to_use_the_folder(dataset: Dataset, tmp_path: Path) -> None:

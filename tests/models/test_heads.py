@@ -11,7 +11,9 @@ from outmodal.models.features import FeatureNorm, feature_norm, unit_norm
 from outmodal.models.heads import Kind, ProjectionHead, linear_classifier
 
 
-@pytest.mark.parametrize(("kind", "weights"), [("linear", 2), ("mlp", 6), ("mlp3", 6)])
+@pytest.mark.parametrize(
+    ("kind", "weights"), [("linear", 2), ("linear_ln", 4), ("mlp", 6), ("mlp3", 6)]
+)
 def test_projection(kind: Kind, weights: int) -> None:
     torch.manual_seed(0)
     head = ProjectionHead(256, 64, kind, hidden=512)

@@ -147,6 +147,7 @@ def head_lines(info: ExportInfo) -> list[str]:
 
     layers = {
         "linear": [linear(r, e)],
+        "linear_ln": [linear(r, e), f"torch.nn.LayerNorm({e})"],
         "mlp": [linear(r, h), f"torch.nn.LayerNorm({h})", "torch.nn.GELU()", linear(h, e)],
         "mlp3": [linear(r, h), _RELU, linear(h, h), _RELU, linear(h, e)],
     }[info.head.kind]

@@ -115,7 +115,7 @@ def embed_dataset(
     report = progress or (lambda done, total: None)
     with writing(out, _WHAT), _claimed_by_one(team, out, request):
         if not team.main(lambda: (out / MANIFEST).exists()):
-            work = _Work(maker, SkipLedger(max_skips, str(dataset.root)), team)
+            work = _Work(maker, SkipLedger(max_skips, dataset.where), team)
             work.run(lambda done: report(done, total))
             team.main(lambda: _complete(work.shards(), maker))
         report(total, total)
@@ -215,7 +215,8 @@ def _manifest(
             "modalities": modalities,
             "splits": {
                 name: SplitInfo(
-                    samples=split.samples, shards=tuple(shards[s.file] for s in split.shards)
+                    samples=split.samples,
+                    shards=tuple(shards[s.file] for s in split.shards if s.samples),
                 )
                 for name, split in dataset.manifest.splits.items()
             },
@@ -286,5 +287,6 @@ def _places(dataset: Dataset) -> Iterator[Place]:
     for name, split in dataset.manifest.splits.items():
         first = 0
         for info in split.shards:
-            yield Place(name, first, info)
+            if info.samples:
+                yield Place(name, first, info)
             first += info.samples

@@ -139,7 +139,7 @@ def first_holders(hashes: Sequence[NDArray[np.uint64]], room: int) -> Owners:
 
 def _small_inputs(dataset: Dataset, place: Place, modality: str) -> Iterator[tuple[str, bytes]]:
     """Yield (key, bytes) of a shard's small inputs; what is damaged is reported elsewhere."""
-    path = dataset.shard_path(place.info)
+    path = dataset.shard(place.info)
     suffix = f"{modality}.{dataset.modality(modality).ext}"
     try:
         index = scan_shard(path)

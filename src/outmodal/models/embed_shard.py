@@ -58,7 +58,7 @@ class Coder:
         if name in self.known:
             self.vectors[name] = self.known[name]
         elif name not in self.vectors and name not in self.waiting:
-            self.waiting[name] = self.perceptor.transform.from_bytes(self.spec, data, key)
+            self.waiting[name] = self.perceptor.transform.read(self.spec, data, key)
             if len(self.waiting) == self.batch:
                 self._encode()
         return name
@@ -87,7 +87,8 @@ def digest(perceptor: Perceptor, key: str, data: bytes) -> str:
 
     Noise is drawn from the key, so with noise equal bytes are equal inputs only under one key.
     """
-    keyed = getattr(perceptor.transform.config, "noise", None) is not None
+    transform = perceptor.transform
+    keyed = getattr(transform, "keyed", False) or getattr(transform.config, "noise", None)
     salt = hashlib.blake2b(key.encode(), digest_size=16).digest() if keyed else b""
     return hashlib.blake2b(data, digest_size=16, person=salt).hexdigest()
 
@@ -176,10 +177,10 @@ class ShardMaker:
 
     def _read(self, info: ShardInfo) -> Iterator[tuple[int, str, dict[str, bytes]]]:
         try:
-            yield from read_shard(self.dataset.shard_path(info), stop=info.samples)
+            yield from read_shard(self.dataset.shard(info), stop=info.samples)
         except ShardDamage as damage:
             raise UserError(
-                f"{damage}; run `outmodal data check {self.dataset.root}`, mend the shard, and "
+                f"{damage}; run `outmodal data check {self.dataset.where}`, mend the shard, and "
                 "run the same command again: finished shards are kept"
             ) from None
 

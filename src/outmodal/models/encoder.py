@@ -198,7 +198,7 @@ class Encoder:
             ext="npy" if data.startswith(_NPY) else "file",
             sample_rate=getattr(self.info.input, "sample_rate", None),
         )
-        return self._transform.from_bytes(spec, data, "")
+        return self._transform.read(spec, data, "")
 
     def _batches(self, samples: Iterable[Sample], batch: int) -> Iterator[Tensor]:
         if isinstance(samples, str | bytes | os.PathLike):

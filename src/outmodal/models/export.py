@@ -146,7 +146,7 @@ def _describe(
     norm: FeatureNorm | None,
 ) -> ExportInfo:
     """The record, its files aside. Paths of the training machine are left out."""
-    resolved = transform.config.model_dump(mode="json")
+    resolved = transform.config.plain().model_dump(mode="json")
     if "tokenizer" in resolved:
         resolved["tokenizer"] = None  # the export holds the tokenizer itself
     forward = None
@@ -223,11 +223,11 @@ def _same_on_probe(one: Transform, two: Transform, kind: str) -> bool:
     """Compare on a value of the kind. Noise is passed over: its babble needs the data set."""
     if getattr(two.config, "noise", None) is not None:
         return True
-    value = _probe(kind, two.shape)
+    value = _probe(kind, two.shape, getattr(two.config, "channels", 1))
     return torch.equal(one(value, "probe"), two(value, "probe"))
 
 
-def _probe(kind: str, shape: tuple[int, ...]) -> Value:
+def _probe(kind: str, shape: tuple[int, ...], channels: int) -> Value:
     """A value as a decoder of this kind gives it, for an input of `shape`."""
     if kind == "text":
         return "The quick brown fox jumps over 13 lazy dogs."
@@ -235,6 +235,7 @@ def _probe(kind: str, shape: tuple[int, ...]) -> Value:
     if kind == "image":
         return rng.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
     if kind == "video":
-        return rng.integers(0, 256, (shape[0], *shape[2:], shape[1]), dtype=np.uint8)
-    size = (4000,) if kind == "audio" else shape
+        return rng.integers(0, 256, (shape[-4], *shape[-2:], shape[-3]), dtype=np.uint8)
+    sound = (4000,) if channels == 1 else (channels, 4000)
+    size = sound if kind == "audio" else shape
     return rng.standard_normal(size, dtype=np.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from outmodal.base import Config
 from outmodal.models.features import unit_norm
 
-Kind = Literal["linear", "mlp", "mlp3"]
+Kind = Literal["linear", "linear_ln", "mlp", "mlp3"]
 
 
 def init_linear(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:
@@ -33,8 +33,9 @@ class HeadConfig(Config):
     """Projection from representation to embedding.
 
     Attributes:
-        kind: One linear layer; two with LayerNorm and GELU between (mlp); or three with ReLU
-            between (mlp3, the head of OVA-IB, arXiv 2605.29900).
+        kind: One linear layer; the same with LayerNorm behind it (linear_ln); two with LayerNorm
+            and GELU between (mlp); or three with ReLU between (mlp3, the head of OVA-IB, arXiv
+            2605.29900).
         dim: Size of the embedding.
         hidden: Width between, for mlp and mlp3; None takes the representation's size.
     """
@@ -48,7 +49,7 @@ class ProjectionHead(nn.Module):
     """Projection g: r [B, inputs] -> e [B, dim]. It does not normalise; see `unit_norm`.
 
     Attributes:
-        kind: "linear", "mlp" or "mlp3".
+        kind: "linear", "linear_ln", "mlp" or "mlp3".
         inputs, dim, hidden: Sizes, enough to make the head again from its weights.
     """
 
@@ -71,6 +72,8 @@ class ProjectionHead(nn.Module):
 def _layers(inputs: int, dim: int, kind: Kind, hidden: int) -> nn.Sequential:
     if kind == "linear":
         return nn.Sequential(init_linear(nn.Linear(inputs, dim)))
+    if kind == "linear_ln":
+        return nn.Sequential(init_linear(nn.Linear(inputs, dim)), nn.LayerNorm(dim))
     if kind == "mlp3":
         return nn.Sequential(
             init_linear(nn.Linear(inputs, hidden)),

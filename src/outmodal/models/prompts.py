@@ -23,10 +23,11 @@ _NUMBER = "This is about class #{}."
 
 
 @torch.no_grad()
-def encode_texts(perceptor: Perceptor, texts: Sequence[str]) -> Tensor:
+def encode_texts(perceptor: Perceptor, texts: Sequence[str], *, raw: bool = False) -> Tensor:
     """Return the [n, d] unit vectors of texts, in fp32 on the perceptor's device.
 
-    Equal texts are encoded once, and give equal rows.
+    Equal texts are encoded once, and give equal rows. `raw` leaves vectors as long as the
+    encoder makes them.
 
     Raises:
         UserError: There is no text, or the perceptor does not read texts.
@@ -37,7 +38,7 @@ def encode_texts(perceptor: Perceptor, texts: Sequence[str]) -> Tensor:
     rows = []
     for start in range(0, len(distinct), _BATCH):
         inputs = [_input(perceptor, text) for text in distinct[start : start + _BATCH]]
-        rows.append(perceptor.encode(torch.stack(inputs)))
+        rows.append((perceptor.raw if raw else perceptor.encode)(torch.stack(inputs)))
     row_of = {text: row for row, text in enumerate(distinct)}
     e = torch.cat(rows)
     return e[torch.tensor([row_of[text] for text in texts], device=e.device)]

@@ -87,8 +87,8 @@ def represent(backbone: Any, x: Any, info: dict[str, Any]) -> Any:
 
 
 def embed(r: Any, folder: Path, info: dict[str, Any]) -> Any:
-    """e [B, d] from r: nothing, one linear layer, two with LayerNorm and GELU between, or three
-    with ReLU between."""
+    """e [B, d] from r: nothing, one linear layer, with LayerNorm behind it, two with LayerNorm and
+    GELU between, or three with ReLU between."""
     from safetensors.torch import load_file
     from torch.nn import functional as F
 
@@ -98,6 +98,8 @@ def embed(r: Any, folder: Path, info: dict[str, Any]) -> Any:
     e = F.linear(r, w["layers.0.weight"], w["layers.0.bias"])
     if info["head"]["kind"] == "linear":
         return e
+    if info["head"]["kind"] == "linear_ln":
+        return F.layer_norm(e, e.shape[-1:], w["layers.1.weight"], w["layers.1.bias"])
     if info["head"]["kind"] == "mlp3":
         e = F.linear(F.relu(e), w["layers.2.weight"], w["layers.2.bias"])
         return F.linear(F.relu(e), w["layers.4.weight"], w["layers.4.bias"])

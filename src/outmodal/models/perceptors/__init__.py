@@ -12,6 +12,7 @@ from outmodal.models.perceptors.exported import ExportedPerceptor
 from outmodal.models.perceptors.hub import HubPerceptor
 from outmodal.models.perceptors.imagebind import ImageBindPerceptor
 from outmodal.models.perceptors.languagebind import LanguageBindPerceptor
+from outmodal.models.perceptors.noise import noisy, noisy_identity
 
 PerceptorConfig = Annotated[
     ExportedPerceptor | HubPerceptor | ImageBindPerceptor | LanguageBindPerceptor,
@@ -26,7 +27,14 @@ def load_perceptor(cfg: PerceptorBase, dataset: Dataset) -> Perceptor:
         UserError: A folder without weights, a changed file, weights that may not be fetched, or
             a modality that the perceptor does not read.
     """
-    return cfg.load(dataset)
+    found = cfg.load(dataset)
+    return noisy(found, cfg.noise_std) if cfg.noise_std else found
+
+
+def known_identities(cfg: PerceptorBase) -> tuple[str, ...]:
+    """What `load_perceptor` may call its perceptor; no weights are loaded. Raises UserError where
+    there are none."""
+    return tuple(noisy_identity(name, cfg.noise_std) for name in cfg.identities())
 
 
 __all__ = [
@@ -38,5 +46,6 @@ __all__ = [
     "Perceptor",
     "PerceptorBase",
     "PerceptorConfig",
+    "known_identities",
     "load_perceptor",
 ]

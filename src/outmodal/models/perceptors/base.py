@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,7 @@ class Perceptor(Protocol):
             features of another.
         precision: Arithmetic of the encoder.
         transform: From a decoded value to its input.
+        device: Where it computes.
     """
 
     modality: str
@@ -35,12 +37,17 @@ class Perceptor(Protocol):
     identity: str
     precision: Precision
     transform: Transform
+    device: torch.device
 
     def encode(self, x: Tensor) -> Tensor:
         """Return [B, dim] unit vectors in fp32, unscaled, for a batch of the transform's tensors.
 
         Moves `x` to the perceptor's device, and leaves the result there.
         """
+        ...
+
+    def raw(self, x: Tensor) -> Tensor:
+        """As `encode`, with vectors as long as the encoder makes them."""
         ...
 
     def to(self, device: torch.device) -> Perceptor:
@@ -60,11 +67,15 @@ class PerceptorBase(Config):
         compile: Whether the encoder goes through torch.compile, at its first batch.
         live: Whether a training run encodes every batch anew, instead of all of the data once
             before it.
+        noise_std: Deviation of normal noise that is added to the normalised input (of images and
+            sounds): another draw in every epoch where `live`, one for each sample where not. Its
+            features carry another identity than those without noise.
     """
 
     precision: Precision = "fp32"
     compile: bool = False
     live: bool = False
+    noise_std: float = Field(default=0.0, ge=0.0)
 
     def load(self, dataset: Dataset) -> FrozenPerceptor:
         """Read the weights. Raises UserError that names the file and the remedy."""
@@ -120,7 +131,10 @@ class FrozenPerceptor:
         self._dtype = _DTYPES[precision]
         self._tower = tower.to(self._dtype).eval().requires_grad_(False)
         self._to_compile = False
-        self.dim = int(self.encode(transform.zeros()[None]).shape[1]) if dim is None else dim
+        if dim is None:
+            blank = torch.zeros((1, *transform.shape), dtype=transform.dtype)
+            dim = int(self.encode(blank).shape[1])
+        self.dim = dim
         self._to_compile = compiled
 
     def encode(self, x: Tensor) -> Tensor:
@@ -128,13 +142,18 @@ class FrozenPerceptor:
 
         Raises UserError if the tower is to be compiled and there is no compiler.
         """
+        return F.normalize(self.raw(x), dim=-1, eps=1e-6)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """See Perceptor.raw and `encode`."""
         if self._to_compile:
             self._compile()
         x = x.to(self.device)
         if x.is_floating_point():
             x = x.to(self._dtype)
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return F.normalize(self._tower(x).float(), dim=-1, eps=1e-6)
+            features: Tensor = self._tower(x).float()
+            return features
 
     def _compile(self) -> None:
         if lacking := lacks_compiler(self.device):

@@ -181,7 +181,7 @@ def _choose_pool(asked: str, spec: Modality, model: Any, missing: list[str], fol
 
 def _has_pooler(model: Any, transform: HubTransform) -> bool:
     """Whether the model's output has a pooled vector; only a call can tell."""
-    x = transform.zeros()[None]
+    x = torch.zeros((1, *transform.shape), dtype=transform.dtype)
     with torch.no_grad():
         out = model.eval()(x.to(model.dtype) if x.is_floating_point() else x.clamp(min=0))
     return getattr(out, "pooler_output", None) is not None
