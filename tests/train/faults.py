@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from outmodal.data.samples import Reader
 from outmodal.train import gather, startcheck
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.engine import Engine
@@ -28,6 +29,9 @@ def run(job: Mapping[str, Any]) -> None:
         "dies": hang,
         "slow_disk": slow_disk,
         "hung_disk": hung_disk,
+        "reader_sleeps": reader,
+        "reader_library": reader,
+        "reader_dies": reader,
         "elsewhere": elsewhere,
         "other_code": other_code,
         "other_plan": nothing,
@@ -97,6 +101,27 @@ def hung_disk(job: Mapping[str, Any]) -> None:
     hang(job)
     Watchdog._write_part = stuck_disk  # type: ignore[method-assign]
     Watchdog._answer_time = lambda _: 0.5  # type: ignore[method-assign]
+
+
+def stuck_reader() -> None:
+    """Where a reader hangs, while it lets other threads run."""
+    ctypes.CDLL(None).sleep(600)
+
+
+def reader(job: Mapping[str, Any]) -> None:
+    """Whoever reads the sample job["key"] hangs, with Python's lock or without, or dies."""
+    original = Reader._facts
+
+    def facts(self: Reader, split: str, shard: int, index: int, members: Any) -> Any:
+        if members.key == job["key"]:
+            if job["fault"] == "reader_library":
+                ctypes.PyDLL(None).sleep(600)
+            if job["fault"] == "reader_dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            stuck_reader()
+        return original(self, split, shard, index, members)
+
+    Reader._facts = facts  # type: ignore[method-assign]
 
 
 def elsewhere(job: Mapping[str, Any]) -> None:

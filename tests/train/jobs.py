@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from outmodal.data.batch import Batch
+from outmodal.data.stream import Loader
 from outmodal.errors import StoppedEarly, UserError
 from outmodal.train import gather
 from outmodal.train.engine import Engine
@@ -27,6 +30,8 @@ def run(job: Mapping[str, Any]) -> int:
         from outmodal.train import deepspeed_setup
 
         deepspeed_setup.PERSISTENT_BELOW = job["persistent_below"]
+    if "record" in job:
+        _record(job["record"])
     if "stop_at" in job:
         _stop_at(job["stop_at"])
     try:
@@ -61,3 +66,20 @@ def _train(sections: Mapping[str, Any]) -> None:
     from outmodal.train.run import train
 
     train(tiny_plan(Path(sections["out"]), **{k: v for k, v in sections.items() if k != "out"}))
+
+
+def _record(file: str) -> None:
+    """Append to `file` which samples this rank gets in each step, as JSON lines."""
+    original = Loader.open_epoch
+
+    def recording(self: Loader, specs: Any, **keys: Any) -> Iterator[dict[str, Batch]]:
+        batches = original(self, specs, **keys)
+        with Path(file).open("a", encoding="utf-8") as out:
+            for step, parts in enumerate(batches, keys.get("start_step", 0)):
+                rows = {name: batch.index.tolist() for name, batch in parts.items()}
+                line = {"epoch": keys["epoch"], "step": step, "rows": rows}
+                out.write(json.dumps({**line, "rank": gather.world().rank}) + "\n")
+                out.flush()
+                yield parts
+
+    Loader.open_epoch = recording  # type: ignore[method-assign,assignment]

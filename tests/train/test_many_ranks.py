@@ -30,7 +30,7 @@ def rows(plan: Plan, rank: int, world: int, workers: int, step: int) -> list[int
 
 @pytest.mark.parametrize(("world", "workers"), [(64, 1), (64, 2), (32, 4), (8, 1)])
 def test_each_sample_comes_once_and_all_ranks_take_the_same_steps(world: int, workers: int) -> None:
-    streams = choose_streams(len(SIZES), BATCH, world, workers)
+    streams = choose_streams(len(SIZES), sum(SIZES), BATCH, world, workers)
     check_split("train", SIZES, streams, BATCH, world * workers)
     plan = Plan(3, 5, "all", streams, WINDOW, SIZES, None)
     steps = plan.length // (BATCH // streams)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from outmodal.data.batch import Batch
 from outmodal.errors import StoppedEarly, UserError
 from outmodal.train.engine import Engine
-from outmodal.train.microbatch import MicroBatches, _rows
+from outmodal.train.microbatch import MicroBatches
 from outmodal.train.run import RunPlan, train
 from tests.train.forked import ForkServer
 from tests.train.held import Held
@@ -129,7 +129,7 @@ def test_noise_is_replayed_exactly(
         begin = torch.get_rng_state()
         batch = batches["all"]
         parts = [
-            router("encode", {"all": _rows(batch, slice(at, at + rows))}, stage, step)
+            router("encode", {"all": batch.rows(slice(at, at + rows))}, stage, step)
             for at in range(0, len(batch), rows)
         ]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 from torch import Tensor
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
 from outmodal.models.features import unit_norm
 from outmodal.train.methods import align_report
@@ -169,3 +171,24 @@ def test_a_pool_of_all_is_the_whole_split() -> None:
     assert recall_in_pools(score, 50, 10)["map_pool10"] > everyone["map_instance"]
     assert recall_in_pools(score, 50, 10, seed=1) != recall_in_pools(score, 50, 10)
     assert recall_in_pools(score, 0, 10) == {}
+
+
+def test_the_metrics_are_those_of_scikit_learn_and_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = unit_norm(torch.randn(40, 6, generator=generator))
+    gallery = unit_norm(query + 0.9 * torch.randn(40, 6, generator=generator))
+    truth = torch.randint(0, 5, (40,), generator=generator)
+    found, scores = recall(query, gallery, truth), query @ gallery.T
+    same = truth[:, None] == truth[None, :]
+    by_hand = [average_precision_score(same[i].numpy(), scores[i].numpy()) for i in range(40)]
+    assert found["map_class"] == pytest.approx(sum(by_hand) / 40)
+    partner = torch.eye(40, dtype=torch.bool)
+    expected = label_ranking_average_precision_score(partner.numpy(), scores.numpy())
+    assert found["map_instance"] == pytest.approx(expected)
+    number = torch.arange(40)[:, None].expand(40, 40).flatten()
+    for relevant, kind in ((same, "class"), (partner, "instance")):
+        flat = ((scores + 2.0).flatten(), relevant.flatten())  # it counts positive scores only
+        assert found[f"map_{kind}"] == pytest.approx(float(RetrievalMAP()(*flat, number)), rel=1e-5)
+        for k in (1, 5, 10):
+            peer = RetrievalHitRate(top_k=k)(*flat, number)
+            assert found[f"r{k}_{kind}"] == pytest.approx(float(peer))

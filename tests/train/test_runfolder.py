@@ -35,6 +35,18 @@ def test_a_key_that_an_older_version_did_not_know_counts_where_it_was_set() -> N
     ]
 
 
+def test_how_data_are_read_may_change_but_not_what_is_mixed() -> None:
+    old = {"remote": {"cache": "", "retries": 5}, "threads": 0, "mix": [{"path": "a", "weight": 1}]}
+    new = {
+        "remote": {"cache": "c", "retries": 9},
+        "threads": 4,
+        "mix": [{"path": "a", "weight": 2}],
+    }
+    assert changed_keys(yaml.safe_dump({"data": old}), yaml.safe_dump({"data": new})) == [
+        "data.mix.0.weight was 1, is now 2"
+    ]
+
+
 def test_a_run_of_an_older_version_goes_on(data: str, tmp_path: Path) -> None:
     first = train(tiny_plan(tmp_path / "run", data, {"max_steps": 6}))
     held = (tmp_path / "run" / "config.yaml").read_text("utf-8")

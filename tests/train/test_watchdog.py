@@ -95,3 +95,62 @@ def test_a_rank_that_is_killed_is_missed_by_name_and_remedy(
     said = (tmp_path / "log").read_text("utf-8")
     assert f"rank 0 on {socket.gethostname()} lost another rank" in said
     assert "same command again" in said
+
+
+KEY = "train-00050"
+PLACE = f"train-000002.tar, sample '{KEY}'"
+
+
+def reading(out: Path, data: str, fault: str, **stream: int) -> dict[str, Any]:
+    stuck = job(out, data, fault, key=KEY)
+    stuck["plan"]["stream"] = stream
+    if fault == "reader_dies":
+        stuck["plan"]["engine"]["hang_minutes"] = 5.0
+    return stuck
+
+
+def test_readers_that_hang_are_shown_with_what_they_read(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    """A thread of the training process, a worker, and both inside a library that keeps Python's
+    lock."""
+    kinds = {
+        "thread": ("reader_sleeps", {"threads": 2}),
+        "worker": ("reader_sleeps", {"workers": 2}),
+        "library": ("reader_library", {"workers": 2, "threads": 2}),
+        "alone": ("reader_library", {"threads": 2}),
+    }
+    pids = {
+        name: server.start(
+            reading(tmp_path / name, data, fault, **stream), 1, tmp_path / f"{name}.log"
+        )
+        for name, (fault, stream) in kinds.items()
+    }
+    shown = {}
+    for name in kinds:
+        assert server.wait(pids[name]) == [1]
+        while not (tmp_path / name / "hang-1.txt").exists():
+            time.sleep(0.05)  # "alone" is reported by a child that outlives it
+        shown[name] = (tmp_path / name / "hang-1.txt").read_text("utf-8")
+        assert PLACE in shown[name]
+        assert "=== rank 0" in shown[name]
+        assert len(list((tmp_path / name).glob("hang-*.txt"))) == 1
+        assert "hang-1.txt" in (tmp_path / f"{name}.log").read_text("utf-8")
+    assert "stuck inside a library" in shown["alone"]
+    assert "in stuck_reader" in shown["thread"]
+    assert "reader 0." in shown["thread"]
+    for name in ("worker", "library"):
+        assert "--- loader worker 0" in shown[name]
+        assert "--- loader worker 1" in shown[name]
+        assert "in facts" in shown[name]  # the stack of the worker that hangs
+
+
+def test_a_worker_that_is_killed_is_named_with_what_it_read(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    dying = reading(tmp_path / "run", data, "reader_dies", workers=2)
+    assert server.wait(server.start(dying, 1, tmp_path / "log")) == [1]
+    said = (tmp_path / "log").read_text("utf-8")
+    assert "loader worker" in said
+    assert "was killed by SIGKILL while it read" in said
+    assert PLACE in said

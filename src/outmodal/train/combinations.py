@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from itertools import combinations as chosen
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outmodal.errors import UserError, nearest
+from outmodal.train import gather
 from outmodal.train.probing import (
     Answers,
     ProbeConfig,
     concatenated,
     fit,
-    probe,
+    judged,
+    predicted,
     require_answers,
-    score,
 )
 from outmodal.train.representations import Encoded
+from outmodal.train.shares import in_turn
 
 Missing = Literal["separate", "zero_fill", "mean_fill"]
 """separate: a probe of its own for each combination. zero_fill, mean_fill: one probe of all
@@ -70,7 +73,24 @@ def score_combinations(
 ) -> dict[str, float]:
     """Accuracy (or mean squared error) on `test` of each combination, by its `label_of`.
 
-    A sample counts for the combinations of which it has every modality.
+    Args and errors: see `judge_combinations`.
+    """
+    found = judge_combinations(train, test, wanted, config, missing, progress)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def judge_combinations(
+    train: Split,
+    test: Split,
+    wanted: Sequence[Sequence[str]],
+    config: ProbeConfig,
+    missing: Missing = "separate",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[float]]:
+    """Hits (or squared errors) of the samples of `test` by each combination, by its `label_of`.
+
+    A sample counts for the combinations of which it has every modality. Processes of a group take
+    combinations in turn.
 
     Args:
         train, test: Samples to learn from, and to answer.
@@ -85,33 +105,39 @@ def score_combinations(
     for subset in wanted:
         _check(subset, train.encoded.modalities)
     if missing == "separate":
-        scored = _separately(train, test, config)
+        judge = _separately(train, test, config)
     else:
-        scored = _filled(train, test, config, missing)
-    found = {}
-    for done, subset in enumerate(wanted):
+        judge = _filled(train, test, config, missing)
+    done = 0
+
+    def act(subset: Sequence[str]) -> list[float]:
+        nonlocal done
         if progress is not None:
             progress(done, len(wanted))
-        found[label_of(subset)] = scored(tuple(subset))
-    return found
+        done += gather.world().size
+        values: list[float] = judge(tuple(subset)).tolist()
+        return values
+
+    found = in_turn(wanted, act)
+    return {label_of(s): values for s, values in zip(wanted, found, strict=True)}
 
 
 def _separately(
     train: Split, test: Split, config: ProbeConfig
-) -> Callable[[tuple[str, ...]], float]:
-    def scored(subset: tuple[str, ...]) -> float:
-        learnt, asked = (
-            (concatenated(split.encoded, subset, config.on), split.usable(subset))
-            for split in (train, test)
-        )
-        return probe(learnt, asked, config)
+) -> Callable[[tuple[str, ...]], Tensor]:
+    def judge(subset: tuple[str, ...]) -> Tensor:
+        learnt, asked = (split.usable(subset) for split in (train, test))
+        require_answers("training", learnt)
+        network = fit(concatenated(train.encoded, subset, config.on), learnt, config)
+        x = concatenated(test.encoded, subset, config.on)
+        return judged(predicted(network, x, asked), asked)
 
-    return scored
+    return judge
 
 
 def _filled(
     train: Split, test: Split, config: ProbeConfig, missing: Missing
-) -> Callable[[tuple[str, ...]], float]:
+) -> Callable[[tuple[str, ...]], Tensor]:
     every = train.encoded.modalities
     features = train.encoded.features(config.on)
     fill = [_stand_in(features[m][train.encoded.present[m]], missing) for m in every]
@@ -119,16 +145,16 @@ def _filled(
     require_answers("training", usable)
     network = fit(concatenated(train.encoded, every, config.on, fill), usable, config)
 
-    def scored(subset: tuple[str, ...]) -> float:
+    def judge(subset: tuple[str, ...]) -> Tensor:
         shown = {
             m: held if m in subset else torch.zeros_like(held)
             for m, held in test.encoded.present.items()
         }
         seen = replace(test.encoded, present=shown)
-        x = concatenated(seen, every, config.on, fill)
-        return score(network, x, test.usable(subset))
+        x, asked = concatenated(seen, every, config.on, fill), test.usable(subset)
+        return judged(predicted(network, x, asked), asked)
 
-    return scored
+    return judge
 
 
 def _stand_in(rows: Tensor, missing: Missing) -> Tensor:

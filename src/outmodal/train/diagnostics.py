@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from outmodal.models.features import unit_norm
+
 
 def subsample(t: Tensor, limit: int, seed: int) -> Tensor:
     """At most `limit` rows of `t`, a seeded draw without replacement, in their order."""
@@ -47,6 +49,19 @@ def _median_off_diagonal(gaps: Tensor) -> Tensor:
     # n off-diagonal entries a row, without the n x n index of a triangle
     rows = gaps.flatten()[1:].view(n - 1, n + 1)[:, :-1]
     return rows.median().clamp_min(1e-12)
+
+
+def modality_gap(a: Tensor, b: Tensor) -> float:
+    """Distance between the means of two modalities' unit vectors, 0..2 (Liang et al., "Mind the
+    Gap", NeurIPS 2022).
+
+    Args:
+        a, b: [N, d], [M, d], of any length.
+
+    Returns:
+        The gap. NaN where a side is empty.
+    """
+    return float((unit_norm(a.float()).mean(dim=0) - unit_norm(b.float()).mean(dim=0)).norm())
 
 
 def mean_feature_std(z: Tensor) -> float:

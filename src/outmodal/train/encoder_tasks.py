@@ -1,4 +1,4 @@
-"""Evaluations of frozen encoders: probes, combinations of modalities, retrieval.
+"""Evaluations of frozen encoders: probes, neighbours, combinations of modalities, retrieval.
 
 As in "One vs All Information Bottleneck for Multi-Modal Alignment" (arXiv 2605.29900), Tables 1
 to 3. Probes learn on the training split and are scored on the evaluation split.
@@ -7,7 +7,7 @@ to 3. Probes learn on the training split and are scored on the evaluation split.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,20 +17,16 @@ from outmodal.train.combinations import (
     Missing,
     Split,
     Which,
+    judge_combinations,
     label_of,
-    score_combinations,
     subsets,
 )
-from outmodal.train.evaluation import Evaluation
+from outmodal.train.intervals import Bootstrap
+from outmodal.train.knn import KnnConfig, knn
 from outmodal.train.probing import ProbeConfig, answers
 from outmodal.train.representations import Encoded, Encoder
-from outmodal.train.retrieval import (
-    Scorer,
-    mean_cosine,
-    recall_by,
-    recall_in_pools,
-    score_by,
-)
+from outmodal.train.results import Evaluation, Of, Table
+from outmodal.train.retrieval import Scorer, places_by, score_by, values_in_pools
 
 POOL = 64
 """Candidates of a query in the small pools."""
@@ -39,13 +35,35 @@ Progress = Callable[[int, int], None]
 Directions = Literal["rest", "pairs"]
 """rest: all other modalities together ask for each one; pairs: each asks for each other one."""
 
+PLAIN = Bootstrap()
 
-def probe_task(encoder: Encoder, train: str, test: str, config: ProbeConfig) -> Evaluation:
+
+def probe_task(
+    encoder: Encoder, train: str, test: str, config: ProbeConfig, bootstrap: Bootstrap = PLAIN
+) -> Evaluation:
     """A probe on all modalities together: "accuracy" or "mse" on the split `test`."""
-    metric, scores, samples = _combined(
-        encoder, train, test, [encoder.modalities], config, "separate", None
-    )
-    return Evaluation({metric: scores[label_of(encoder.modalities)]}, samples, {})
+    learnt, asked = sides(encoder, train, test, config.predict)
+    found = judge_combinations(learnt, asked, [encoder.modalities], config)
+    metric, table = asked.answers.metric, Table(bootstrap)
+    for name, values in found.items():
+        table.mean(metric, metric, values, Of(combination=name))
+    return table.done(len(asked.encoded.label), probe=config.model_dump())
+
+
+def knn_task(
+    encoder: Encoder,
+    train: str,
+    test: str,
+    config: KnnConfig,
+    predict: str = "auto",
+    bootstrap: Bootstrap = PLAIN,
+) -> Evaluation:
+    """Nearest neighbours by all modalities together: "weighted_k20", "plain_k20" and so on."""
+    learnt, asked = sides(encoder, train, test, predict)
+    every, table = encoder.modalities, Table(bootstrap)
+    known, wanted = ((side.encoded, side.usable(every)) for side in (learnt, asked))
+    knn(table, known, wanted, every, config, Of(combination=label_of(every)))
+    return table.done(len(asked.encoded.label), knn=config.model_dump(mode="json"))
 
 
 def combinations_task(
@@ -57,11 +75,17 @@ def combinations_task(
     which: Which = "all",
     missing: Missing = "separate",
     progress: Progress | None = None,
+    bootstrap: Bootstrap = PLAIN,
 ) -> Evaluation:
     """A probe of every combination: "fou+zer/accuracy" or "fou+zer/mse", on the split `test`."""
     wanted = subsets(encoder.modalities, which)
-    metric, scores, samples = _combined(encoder, train, test, wanted, config, missing, progress)
-    return Evaluation({f"{name}/{metric}": s for name, s in scores.items()}, samples, {})
+    learnt, asked = sides(encoder, train, test, config.predict)
+    found = judge_combinations(learnt, asked, wanted, config, missing, progress)
+    metric, table = asked.answers.metric, Table(bootstrap)
+    for name, values in found.items():
+        table.mean(f"{name}/{metric}", metric, values, Of(combination=name))
+    settings = {"probe": config.model_dump(), "subsets": which, "missing": missing}
+    return table.done(len(asked.encoded.label), **settings)
 
 
 def retrieve_task(
@@ -73,6 +97,8 @@ def retrieve_task(
     target: str = "",
     pool: int = POOL,
     seed: int = 0,
+    most: int = 0,
+    bootstrap: Bootstrap = PLAIN,
 ) -> Evaluation:
     """Retrieval by the objective's own score, among the samples that have all that is asked.
 
@@ -83,6 +109,8 @@ def retrieve_task(
         query, target: Modalities that ask, and the one that is looked for.
         pool: Size of the small pools; 0 leaves them out.
         seed: Draws the small pools.
+        most: Samples of the split at most; 0 is all.
+        bootstrap: Intervals are over queries; the candidates stay.
 
     Returns:
         "fou+zer_to_mor/map_instance" and so on, see `recall_by` and `recall_in_pools`; and their
@@ -91,50 +119,59 @@ def retrieve_task(
     Raises:
         UserError: An unknown modality, or one that is both asked with and looked for.
     """
-    encoded = encoder.encode(split)
-    ways = _directions(encoded.modalities, directions, query, target)
-    scorer = scorer_of(encoder.method)
+    ways = _directions(encoder, directions, query, target)
+    _same_space(encoder, ways)
+    encoded = encoder.encode(split, most=most)
+    scorer, table = encoder.source.scorer, Table(bootstrap)
     found = {
         f"{label_of(asked)}_to_{wanted}": _retrieved(encoded, scorer, asked, wanted, pool, seed)
         for asked, wanted in ways
     }
-    metrics = {f"{way}/{name}": v for way, held in found.items() for name, v in held.items()}
-    names = next(iter(found.values()))
-    for name in names:
-        values = [held[name] for held in found.values() if name in held]
-        metrics[f"mean/{name}"] = sum(values) / len(values)
-    return Evaluation(metrics, len(encoded.label), {})
+    for way, held in found.items():
+        for name, values in held.items():
+            table.mean(f"{way}/{name}", name, values, Of(combination=way))
+    masks = [encoded.having([*asked, wanted]) for asked, wanted in ways]
+    _means(table, found, all(torch.equal(masks[0], mask) for mask in masks))
+    settings = {"directions": directions, "pool": pool, "seed": seed}
+    return table.done(len(encoded.label), **settings)
 
 
-def scorer_of(method: Any) -> Scorer:
-    """The objective's own scorer where the method has one, else the mean cosine."""
-    scorer = getattr(method, "score", None)
-    return scorer if callable(scorer) else mean_cosine
+def sides(encoder: Encoder, train: str, test: str, predict: str = "auto") -> tuple[Split, Split]:
+    """The training and the evaluation split with the answers that a probe has to give.
 
-
-def _combined(
-    encoder: Encoder,
-    train: str,
-    test: str,
-    wanted: Sequence[Sequence[str]],
-    config: ProbeConfig,
-    missing: Missing,
-    progress: Progress | None,
-) -> tuple[str, dict[str, float], int]:
-    """The metric's name, scores by combination, samples of the evaluation split."""
-    classes = len(encoder.dataset.manifest.classes)
-    sides = []
-    for split in (train, test):
-        encoded = encoder.encode(split)
-        sides.append(Split(encoded, answers(encoded, split, classes, config.predict)))
-    learnt, asked = sides
+    Raises:
+        UserError: A split without answers, or two splits with answers of two kinds; see
+            `learnable`.
+    """
+    encoder.dataset.split(test)
+    learnt, asked = learnable(encoder, train, predict), answered(encoder, test, predict)
     if learnt.answers.metric != asked.answers.metric:
         raise UserError(
             f"split '{train}' has {_kind(learnt)} and split '{test}' has {_kind(asked)}: name what "
             "to predict with --predict class or --predict target"
         )
-    scores = score_combinations(learnt, asked, wanted, config, missing, progress)
-    return asked.answers.metric, scores, len(asked.encoded.label)
+    return learnt, asked
+
+
+def answered(encoder: Encoder, split: str, predict: str = "auto") -> Split:
+    """A split with the answers that a probe has to give; UserError where it has none."""
+    encoded = encoder.encode(split)
+    classes = len(encoder.dataset.manifest.classes)
+    return Split(encoded, answers(encoded, split, classes, predict))
+
+
+def learnable(encoder: Encoder, split: str, predict: str = "auto") -> Split:
+    """The same of a split to learn from; UserError where all its samples are of one class."""
+    found = answered(encoder, split, predict)
+    if found.answers.metric == "accuracy":
+        held = set(found.answers.truth[found.answers.known].tolist())
+        if len(held) == 1:
+            raise UserError(
+                f"all labelled samples of the training split '{split}' are of one class, "
+                f"'{encoder.dataset.manifest.classes[held.pop()]}', so there is nothing to tell "
+                "apart: name another one with --train_split"
+            )
+    return found
 
 
 def _kind(split: Split) -> str:
@@ -142,8 +179,9 @@ def _kind(split: Split) -> str:
 
 
 def _directions(
-    modalities: Sequence[str], directions: Directions, query: Sequence[str], target: str
+    encoder: Encoder, directions: Directions, query: Sequence[str], target: str
 ) -> list[tuple[tuple[str, ...], str]]:
+    modalities = encoder.modalities
     if bool(query) != bool(target):
         raise UserError("--query and --target belong together: give both, or neither")
     for m in (*query, *((target,) if target else ())):
@@ -155,16 +193,30 @@ def _directions(
         return [(tuple(query), target)]
     if len(modalities) < 2:
         raise UserError(
-            f"retrieval needs two modalities, and this run encodes {', '.join(modalities)} only"
+            f"retrieval needs two modalities, and {encoder.source.name} encodes "
+            f"{', '.join(modalities)} only: name a run of method align, or two exports or "
+            "perceptors"
         )
     if directions == "pairs":
         return [((a,), b) for a in modalities for b in modalities if a != b]
     return [(tuple(m for m in modalities if m != wanted), wanted) for wanted in modalities]
 
 
+def _same_space(encoder: Encoder, ways: Sequence[tuple[tuple[str, ...], str]]) -> None:
+    """Raise UserError where vectors that are compared differ in size."""
+    used = {m for asked, wanted in ways for m in (*asked, wanted)}
+    sizes = {m: len(encoder.blank(m)[1]) for m in encoder.modalities if m in used}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"'{m}' {size}" for m, size in sizes.items())
+        raise UserError(
+            f"embeddings differ in size ({told} numbers): they are not of one space; retrieve "
+            "between encoders that were trained together"
+        )
+
+
 def _retrieved(
     encoded: Encoded, scorer: Scorer, asked: Sequence[str], wanted: str, pool: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     rows = encoded.having([*asked, wanted])
     if not bool(rows.any()):
         raise UserError(
@@ -174,5 +226,16 @@ def _retrieved(
     score = score_by(scorer, units, asked, wanted)
     count = int(rows.sum())
     with torch.no_grad():
-        found = recall_by(score, count, encoded.label[rows], width=len(asked))
-        return found | (recall_in_pools(score, count, pool, seed) if pool else {})
+        found = places_by(score, count, encoded.label[rows], width=len(asked)).values()
+        return found | (values_in_pools(score, count, pool, seed) if pool else {})
+
+
+def _means(table: Table, found: dict[str, dict[str, Tensor]], alike: bool) -> None:
+    """Means over directions; with intervals where all directions have the same queries."""
+    for name in next(iter(found.values())):
+        held = [values[name] for values in found.values() if name in values]
+        if alike:
+            table.mean(f"mean/{name}", name, torch.stack(held).mean(dim=0), Of(combination="mean"))
+        else:
+            mean = sum(float(values.mean()) for values in held) / len(held)
+            table.number(f"mean/{name}", mean, Of(combination="mean"))

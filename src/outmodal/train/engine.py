@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -62,6 +62,10 @@ class Position:
     skipped: int = 0
 
 
+Counted = Callable[[Sequence[StreamSpec], int, int], Mapping[str, float]]
+"""(streams, epoch, steps) -> what to record at the end of an epoch that had so many steps."""
+
+
 class Engine:
     """Trains one method in one run folder.
 
@@ -73,6 +77,9 @@ class Engine:
         folder: The run's folder, held.
         seed: The run's seed.
         stop: Being asked to stop; None listens for the length of `fit`.
+
+    Attributes:
+        counted: Numbers to record at the end of each epoch; nothing unless it is set.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class Engine:
         self.watchdog = Watchdog(folder.root, config.hang_minutes)
         self.saver = Saver(method, self.layout, self.ema, config, folder, self.watchdog)
         self.recorder = Recorder(config.log_every, self.total)
+        self.counted: Counted = lambda specs, epoch, steps: {}
         self._steps = Steps(feed, config.accumulate)
 
     # --- the loop ----------------------------------------------------------------------------
@@ -144,12 +152,15 @@ class Engine:
         for micro in self._batches(epoch, stage):
             values, leave = self._step(micro, stage)
             self.watchdog.beat(f"step {self.at.step}")
-            progress.advance(f"epoch {epoch + 1}/{self.config.epochs} {stage}", values)
+            label = f"epoch {epoch + 1}/{self.config.epochs} {stage}"
+            progress.advance(label, values, self._steps.waiting)
             if values:
                 self._record(epoch, stage, values)
             if self.at.step % self.config.checkpoint_every == 0 and not self._done():
                 self._save()
             self._leave_if(leave and not self._done())
+        counts = self.counted(self.method.streams(stage), epoch, self.at.epoch_step)
+        self.recorder.write(self.at.step, epoch, stage, "data", counts)
 
     def _step(
         self, micro: Sequence[Mapping[str, Batch]], stage: str
@@ -246,8 +257,11 @@ class Engine:
     def _evaluate(self, epoch: int) -> dict[str, float]:
         epoch = min(epoch, self.config.epochs - 1)
         with self.ema.swapped() if self.ema else contextlib.nullcontext():
+            found = self.method.diagnose(self.passes)
             values = self.method.evaluate(self.passes)
-        self.recorder.write(self.at.step, epoch, self._stage(epoch).name, "eval", values)
+        stage = self._stage(epoch).name
+        self.recorder.write(self.at.step, epoch, stage, "diagnostics", found)
+        self.recorder.write(self.at.step, epoch, stage, "eval", values)
         return values
 
     def _full_pass(self, spec: StreamSpec) -> Iterator[Batch]:

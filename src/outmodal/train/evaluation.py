@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from outmodal.data.batch import StreamSpec
 from outmodal.data.manifest import Dataset, open_dataset
+from outmodal.data.opening import open_data
 from outmodal.data.stream import Loader, StreamConfig
 from outmodal.data.transform import Transform
 from outmodal.errors import UserError
-from outmodal.models.export_folder import Export, load_export
-from outmodal.train.diagnostics import top_k_accuracy
+from outmodal.train.intervals import Bootstrap
 from outmodal.train.methods import AnyMethod
-from outmodal.train.run import RunPlan, restore_method
+from outmodal.train.results import Evaluation
+from outmodal.train.run import RunPlan
+from outmodal.train.shares import all_rows, own_rows, shared
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of an evaluation.
-
-    Attributes:
-        metrics: Name -> value, in 0..1 where it is a rate.
-        samples: Samples of the split.
-        per_class: Class -> accuracy; empty where there is no classifier.
-    """
-
-    metrics: dict[str, float]
-    samples: int
-    per_class: dict[str, float]
+__all__ = ["Evaluation", "LocalPasses", "evaluate_export", "evaluate_run"]
 
 
 class LocalPasses:
@@ -45,17 +35,25 @@ class LocalPasses:
         inputs: Mapping[str, Transform],
         data: StreamConfig,
     ) -> None:
-        self._method = method
+        self._method, self._dataset = method, dataset
         self._loader = Loader(dataset, inputs, data)
 
     def infer(self, what: str, spec: StreamSpec) -> dict[str, Tensor]:
-        """See `Passes.infer`: batches come in index order, so rows need no sorting."""
+        """See `Passes.infer`. Each process of a group runs whole batches of the pass."""
+        places = np.arange(self._dataset.split(spec.split).samples, dtype=np.int64)
+        select = places if spec.select is None else spec.select
+        own = own_rows(len(select), spec.batch)
+        part = replace(spec, select=select[own.start : own.stop])
         rows: dict[str, list[Tensor]] = {}
+        device = next((p.device for p in self._method.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            for batch in self._loader.open_pass(spec):
-                for name, value in self._method.infer(what, batch).items():
-                    rows.setdefault(name, []).append(value[batch.valid])
-        return {name: torch.cat(parts) for name, parts in rows.items()}
+            for batch in self._loader.open_pass(part):
+                for name, value in self._method.infer(what, batch.to(device)).items():
+                    rows.setdefault(name, []).append(value.cpu()[batch.valid])
+        joined = {name: torch.cat(parts) for name, parts in rows.items()}
+        if not shared(len(select), spec.batch):
+            return joined
+        return {name: all_rows(value) for name, value in joined.items()}
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """See `Passes.weights`."""
@@ -66,41 +64,52 @@ class LocalPasses:
         self._loader.close()
 
 
-def evaluate_run(plan: RunPlan, data: str = "", split: str = "") -> Evaluation:
-    """Evaluate a run's newest checkpoint with the method's own metrics.
+def evaluate_run(
+    plan: RunPlan, data: str = "", split: str = "", bootstrap: Bootstrap | None = None
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint as the run does: with EMA weights where it keeps them.
 
     Args:
         plan: The run.
         data: Another data set with the same classes; "" is the run's own.
         split: Another split; "" is the run's evaluation split.
+        bootstrap: Of the intervals; None is the usual.
+
+    Raises:
+        UserError: See `classify_task`.
     """
-    changed = plan.data.model_copy(
-        update={"path": data or plan.data.path, "eval_split": split or plan.data.eval_split}
-    )
-    _same_classes(plan, changed.path)
-    plan = replace(plan, data=changed)
-    method, transforms, dataset = restore_method(plan)
-    passes = LocalPasses(method, dataset, transforms, changed)
-    try:
-        metrics = method.evaluate(passes)
-    finally:
-        passes.close()
-    return Evaluation(metrics, dataset.split(changed.eval_split).samples, {})
+    from outmodal.train.classifying import classify_run
+    from outmodal.train.representations import opened
+    from outmodal.train.sources import open_run_source
+
+    require_classes(plan, data)
+    source, config = open_run_source(plan, data, split)
+    with opened(source, config) as encoder:
+        return classify_run(
+            encoder, config.train_split, config.eval_split, bootstrap or Bootstrap()
+        )
 
 
-def _same_classes(plan: RunPlan, data: str) -> None:
-    if data == plan.data.path:
+def require_classes(plan: RunPlan, data: str) -> None:
+    """Raise UserError where a data set has other classes than a run's own."""
+    if not data or (data == plan.data.path and not plan.data.mix):
         return
-    trained, given = (open_dataset(d).manifest.classes for d in (plan.data.path, data))
+    trained, given = open_data(plan.data).manifest.classes, open_dataset(data).manifest.classes
     if trained != given:
         raise UserError(
             f"{data} has the classes {', '.join(given)}, the run was trained on "
-            f"{', '.join(trained)}: evaluate on a data set with the same classes"
+            f"{', '.join(trained)}: evaluate on a data set with the same classes, or the run's "
+            "representations with --task probe or knn"
         )
 
 
 def evaluate_export(
-    folder: Path, data: str, split: str = "test", batch: int = 256, workers: int = 0
+    folder: Path,
+    data: str,
+    split: str = "test",
+    batch: int = 256,
+    workers: int = 0,
+    bootstrap: Bootstrap | None = None,
 ) -> Evaluation:
     """Classify a split with an export's own classifier.
 
@@ -108,37 +117,11 @@ def evaluate_export(
         UserError: The export has no classifier, or the data set lacks its modality or has
             other classes.
     """
-    export, dataset = load_export(folder), open_dataset(data)
-    _check_export(export, dataset)
-    modality = export.info.modality
-    transform = export.transform(dataset, modality)
+    from outmodal.train.classifying import classify_task
+    from outmodal.train.representations import opened
+    from outmodal.train.sources import open_exports
+
+    source = open_exports([folder], data)
     config = StreamConfig(path=data, eval_split=split, batch=batch, workers=workers)
-    spec = StreamSpec("evaluate", split, (modality,), batch)
-    logits, labels = [], []
-    with Loader(dataset, {modality: transform}, config) as loader:
-        for part in loader.open_pass(spec):
-            rows = part.valid & part.present[modality] & (part.label >= 0)
-            logits.append(export.outputs(part.x[modality])["logits"][rows])
-            labels.append(part.label[rows])
-    scores, truth = torch.cat(logits), torch.cat(labels)
-    metrics = {f"top{k}": top_k_accuracy(scores, truth, k) for k in (1, 5)}
-    hits = (scores.argmax(1) == truth).float()
-    per_class = {
-        name: float(hits[truth == c].mean())
-        for c, name in enumerate(export.info.classes)
-        if bool((truth == c).any())
-    }
-    return Evaluation(metrics, len(truth), per_class)
-
-
-def _check_export(export: Export, dataset: Dataset) -> None:
-    if export.classifier is None:
-        raise UserError(
-            f"{export.folder} has no classifier: evaluate its run, or export one that has labels"
-        )
-    if export.info.classes != dataset.manifest.classes:
-        raise UserError(
-            f"{export.folder} knows the classes {', '.join(export.info.classes)}, the data set "
-            f"{', '.join(dataset.manifest.classes)}: evaluate on a data set with the same classes"
-        )
-    dataset.modality(export.info.modality)
+    with opened(source, config) as encoder:
+        return classify_task(encoder, split, bootstrap or Bootstrap())

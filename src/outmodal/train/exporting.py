@@ -93,11 +93,13 @@ def sample_inputs(
     dataset: Dataset, split: str, modality: str, transform: Transform, count: int = CHECK_SAMPLES
 ) -> Tensor:
     """The first good samples of a modality as encoder inputs, [count, ...]."""
-    spec = dataset.modality(modality)
-    member = f"{modality}.{spec.ext}"
     rows: list[Tensor] = []
     for shard in dataset.split(split).shards:
-        for _, key, members in read_shard(dataset.shard_path(shard)):
+        spec = dataset.modality_in(shard, modality)
+        if spec is None:
+            continue
+        member = f"{modality}.{spec.ext}"
+        for _, key, members in read_shard(dataset.shard(shard)):
             if member in members:
                 try:
                     rows.append(transform(decode(spec, members[member]), key))
@@ -107,7 +109,7 @@ def sample_inputs(
                 return torch.stack(rows)
     if not rows:
         raise UserError(
-            f"split '{split}' of {dataset.root} has no sample of '{modality}' to verify the "
+            f"split '{split}' of {dataset.where} has no sample of '{modality}' to verify the "
             "export with: export on a data set that has some"
         )
     return torch.stack(rows)

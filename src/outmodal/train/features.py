@@ -9,10 +9,16 @@ from pathlib import Path
 
 from outmodal.data.cache import cache_dir
 from outmodal.data.manifest import Dataset
+from outmodal.data.mixture import Mixture
 from outmodal.errors import UserError
 from outmodal.models.embed import Progress as Report
 from outmodal.models.embed import embed_dataset
-from outmodal.models.perceptors import Perceptor, PerceptorBase, load_perceptor
+from outmodal.models.perceptors import (
+    Perceptor,
+    PerceptorBase,
+    known_identities,
+    load_perceptor,
+)
 from outmodal.train import gather
 from outmodal.train.progress import Progress
 from outmodal.train.team import WorldTeam
@@ -32,6 +38,8 @@ def with_features(
     """
     if not configs:
         return dataset
+    if isinstance(dataset, Mixture):
+        return _of_each(dataset, configs, read)
     perceptors = [load_perceptor(cfg, dataset) for cfg in configs]
     kept = sorted(set(read) - {p.modality for p in perceptors})
     label = f"features of {', '.join(p.modality for p in perceptors)}"
@@ -41,6 +49,18 @@ def with_features(
             progress.reach(label, done, total)
 
         return embed_together(dataset, perceptors, kept, _place(dataset, perceptors, kept), report)
+
+
+def _of_each(mixture: Mixture, configs: Sequence[PerceptorBase], read: Collection[str]) -> Mixture:
+    """Each data set of a mixture by itself, by the perceptors of what it has."""
+    for cfg in configs:
+        mixture.modality(cfg.reads())
+    derived = []
+    for source in mixture.sources:
+        held = source.dataset.manifest.modalities
+        own = [cfg for cfg in configs if cfg.reads() in held]
+        derived.append(with_features(source.dataset, own, {*read} & held.keys()))
+    return mixture.with_datasets(derived)
 
 
 def embed_together(
@@ -85,10 +105,10 @@ def _holds(dataset: Dataset, cfg: PerceptorBase) -> bool:
     spec = dataset.manifest.modalities.get(name)
     if spec is None or spec.perceptor is None:
         return False
-    identities = cfg.identities()
+    identities = known_identities(cfg)
     if spec.perceptor not in identities:
         raise UserError(
-            f"'{name}' of {dataset.root} holds vectors by {spec.perceptor}, and the perceptor of "
+            f"'{name}' of {dataset.where} holds vectors by {spec.perceptor}, and the perceptor of "
             f"this run is {' or '.join(identities)}: features of two perceptors do not mix. Leave "
             "the perceptor out, or name the data set that the features were made of"
         )

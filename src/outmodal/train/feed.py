@@ -42,6 +42,14 @@ class Steps:
     def __init__(self, feed: Feed, pieces: int) -> None:
         self._feed, self._pieces = feed, pieces
         self.waited = 0.0
+        self._all = 0.0
+        self._asked = (time.monotonic(), 0.0)
+
+    def waiting(self) -> float:
+        """Percentage of the time since the last call that was spent waiting for data."""
+        now, before = time.monotonic(), self._asked
+        self._asked = (now, self._all)
+        return 100 * (self._all - before[1]) / max(now - before[0], 1e-9)
 
     def of(
         self, specs: Sequence[StreamSpec], epoch: int, start: int, stop: int
@@ -56,7 +64,8 @@ class Steps:
             begin = time.monotonic()
             with _generator_untouched():
                 micro = [next(batches) for _ in range(pieces)]
-            self.waited += time.monotonic() - begin
+            spent = time.monotonic() - begin
+            self.waited, self._all = self.waited + spent, self._all + spent
             yield micro
 
 

@@ -44,7 +44,7 @@ def seen_through(
         inputs[p.modality] = p.transform
         specs[p.modality] = Modality(kind="vector", ext="npy", shape=(p.dim,), perceptor=p.identity)
     manifest = dataset.manifest.model_copy(update={"modalities": specs})
-    return Dataset(dataset.root, manifest), inputs
+    return dataset.with_manifest(manifest), inputs
 
 
 class LiveFeed:
@@ -76,11 +76,13 @@ class LiveFeed:
 
     def _perceived(self, batch: Batch) -> Batch:
         """Vectors of what is there; zeros, as in stored features, for what is not."""
-        x = dict(batch.x)
+        x, later = dict(batch.x), dict(batch.later)
         for modality in x.keys() & self._live.keys():
             perceptor, there = self._live[modality], batch.present[modality]
             rows = torch.zeros(len(there), perceptor.dim, device=x[modality].device)
             if bool(there.any()):
-                rows[there] = perceptor.encode(x[modality][there]).to(rows.device)
+                seen = batch.rows(there).finish_one(modality, perceptor.device)
+                rows[there] = perceptor.encode(seen).to(rows.device)
             x[modality] = rows
-        return replace(batch, x=x)
+            later.pop(modality, None)
+        return replace(batch, x=x, later=later)

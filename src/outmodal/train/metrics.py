@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from outmodal.data.batch import Batch
@@ -70,9 +71,11 @@ class Metrics:
     def show_inputs(self, batches: Mapping[str, Batch]) -> None:
         """Sample inputs of the first step: pictures and spectrograms, scaled to 0..1."""
         for stream, batch in batches.items():
-            for modality, x in batch.x.items():
+            first = batch.rows(slice(0, _SHOWN))
+            for modality in first.x:
+                x = first.finish_one(modality, torch.device("cpu"))
                 if x.ndim == 4 and x.shape[1] in (1, 3) and x.is_floating_point():
-                    self._board.add_images(f"{stream}/{modality}", _scaled(x[:_SHOWN]), 0)
+                    self._board.add_images(f"{stream}/{modality}", _scaled(x), 0)
 
     def offset(self) -> int:
         """Length of metrics.jsonl now, safely on the disk."""

@@ -173,21 +173,9 @@ def _pieces(batches: Batches, rows: int) -> list[dict[str, Batch]]:
     """The batches cut into pieces of `rows`; a stream without rows left is missing."""
     longest = max((len(b) for b in batches.values()), default=0)
     return [
-        {name: _rows(b, slice(at, at + rows)) for name, b in batches.items() if len(b) > at}
+        {name: b.rows(slice(at, at + rows)) for name, b in batches.items() if len(b) > at}
         for at in range(0, longest, rows)
     ]
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return replace(
-        batch,
-        index=batch.index[rows],
-        label=batch.label[rows],
-        x={m: t[rows] for m, t in batch.x.items()},
-        present={m: t[rows] for m, t in batch.present.items()},
-        valid=batch.valid[rows],
-        target=None if batch.target is None else batch.target[rows],
-    )
 
 
 def _generators(device: torch.device) -> list[Tensor]:

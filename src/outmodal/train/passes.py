@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.train import gather
 from outmodal.train.backend import Backend
-
-_ROWS_AT_ONCE = 65_536  # gathered over ranks together: bounds the memory on an accelerator
+from outmodal.train.shares import all_rows
 
 
 class EnginePasses:
@@ -64,18 +63,4 @@ def _ordered(rows: dict[str, list[Tensor]], index: list[Tensor]) -> dict[str, Te
     order = torch.argsort(places, stable=True)
     if len(torch.unique(places)) != len(places):
         raise RuntimeError("a pass gave a sample twice")
-    return {name: _gathered(torch.cat(parts))[order] for name, parts in rows.items()}
-
-
-def _gathered(local: Tensor) -> Tensor:
-    """All ranks' rows on the CPU in rank order, a bounded number at a time."""
-    if gather.world().size == 1:
-        return local
-    most = gather.max_over_ranks([len(local)])[0]
-    parts: list[list[Tensor]] = [[] for _ in range(gather.world().size)]
-    for start in range(0, max(most, 1), _ROWS_AT_ONCE):
-        for part, piece in zip(
-            parts, gather.all_gather_pieces(local[start : start + _ROWS_AT_ONCE]), strict=True
-        ):
-            part.append(piece.cpu())
-    return torch.cat([piece for part in parts for piece in part])
+    return {name: all_rows(torch.cat(parts))[order] for name, parts in rows.items()}

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outmodal.data.batch import StreamSpec
 from outmodal.data.manifest import Dataset, Modality
-from outmodal.data.stream import Loader, StreamConfig
+from outmodal.data.stream import StreamConfig
 from outmodal.errors import UserError
 from outmodal.models.perceptors import Perceptor, PerceptorBase, load_perceptor
 from outmodal.models.prompts import PromptTable, class_prompts
-from outmodal.train.evaluation import Evaluation
-from outmodal.train.retrieval import TILE, recall
-from outmodal.train.zero_shot import (
-    classification,
-    nearest_classes,
-    templates_for,
-)
+from outmodal.train.classifying import classify_task
+from outmodal.train.intervals import Bootstrap
+from outmodal.train.representations import opened
+from outmodal.train.results import Evaluation, Of, Table
+from outmodal.train.retrieval import TILE, mean_cosine, places_by, score_by
+from outmodal.train.sources import PerceptorSource
+from outmodal.train.zero_shot import templates_for
+
+PLAIN = Bootstrap()
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,13 @@ def split_features(
     dataset: Dataset, split: str, perceptors: Sequence[Perceptor], batch: int, workers: int = 0
 ) -> Features:
     """Encode every sample of a split once."""
-    names = tuple(p.modality for p in perceptors)
-    root = str(dataset.root)
-    config = StreamConfig(path=root, eval_split=split, batch=batch, workers=workers, cache_mb=0)
-    spec = StreamSpec("evaluate", split, names, batch)
-    e: dict[str, list[Tensor]] = {name: [] for name in names}
-    present: dict[str, list[Tensor]] = {name: [] for name in names}
-    label = []
-    with Loader(dataset, {p.modality: p.transform for p in perceptors}, config) as loader:
-        for part in loader.open_pass(spec):
-            label.append(part.label[part.valid])
-            for p in perceptors:
-                e[p.modality].append(p.encode(part.x[p.modality][part.valid]).cpu())
-                present[p.modality].append(part.present[p.modality][part.valid])
+    config = StreamConfig(path=dataset.where, batch=batch, workers=workers, cache_mb=0)
+    with opened(PerceptorSource(perceptors, dataset), config) as encoder:
+        made = encoder.encode(split)
     return Features(
-        {name: torch.cat(rows) for name, rows in e.items()},
-        {name: torch.cat(rows) for name, rows in present.items()},
-        torch.cat(label),
+        {name: rows.cpu() for name, rows in made.unit.items()},
+        {name: rows.cpu() for name, rows in made.present.items()},
+        made.label.cpu(),
     )
 
 
@@ -71,6 +62,7 @@ def classify(
     batch: int = 256,
     workers: int = 0,
     device: torch.device | None = None,
+    bootstrap: Bootstrap = PLAIN,
 ) -> Evaluation:
     """Zero-shot classification by class names.
 
@@ -83,27 +75,40 @@ def classify(
         templates: What class names are put into, "a photo of a {}."; () is a set for the kind.
         batch: Samples encoded together.
         workers: Reading processes.
-        device: Where to compute; None is the CPU.
+        device: Where the prompts are encoded; None is the CPU.
+        bootstrap: Of the intervals.
 
     Returns:
         "top1", "top5", "mean_per_class" over the samples that have the modality and a class.
     """
     dataset.split(split)
+    source = open_zero_shot(dataset, perceptors, templates, device)
+    config = StreamConfig(path=dataset.where, batch=batch, workers=workers, cache_mb=0)
+    with opened(source, config) as encoder:
+        return classify_task(encoder, split, bootstrap)
+
+
+def open_zero_shot(
+    dataset: Dataset,
+    perceptors: Sequence[PerceptorBase],
+    templates: Sequence[str] = (),
+    device: torch.device | None = None,
+) -> PerceptorSource:
+    """A perceptor with the data set's class names as its classifier; see `classify`."""
     query, text = _sides(dataset, perceptors, device)
     _same_space(query, text)
     kind = dataset.modality(query.modality).kind
     names = dataset.manifest.classes
     chosen = tuple(templates) or templates_for(kind)
     table = PromptTable.build(text, class_prompts(names, chosen), each=len(chosen))
-    made = split_features(dataset, split, [query], batch, workers)
-    label = torch.where(made.present[query.modality], made.label, -1)
-    best = nearest_classes(made.e[query.modality], table.vectors.cpu())
-    metrics, per_class = classification(best, label, names)
-    if not metrics:
-        raise UserError(
-            f"split '{split}' has no labelled sample with '{query.modality}': choose another split"
-        )
-    return Evaluation(metrics, int((label >= 0).sum()), per_class)
+    return PerceptorSource([query], dataset, table.vectors.cpu())
+
+
+def open_perceptors(
+    dataset: Dataset, perceptors: Sequence[PerceptorBase], device: torch.device | None = None
+) -> PerceptorSource:
+    """Perceptors as encoders of a data set."""
+    return PerceptorSource([_load(cfg, dataset, device) for cfg in perceptors], dataset)
 
 
 def retrieve(
@@ -115,16 +120,18 @@ def retrieve(
     workers: int = 0,
     device: torch.device | None = None,
     tile: int = TILE,
+    bootstrap: Bootstrap = PLAIN,
 ) -> Evaluation:
     """Retrieval between two modalities, in both directions, among samples that have both.
 
     Args:
         dataset, split, batch, workers, device: See `classify`.
         perceptors: One for each of the two modalities, into one space.
-        tile: See `recall`.
+        tile: See `recall_by`.
+        bootstrap: Intervals are over queries.
 
     Returns:
-        "A_to_B/r1_instance" and so on, see `recall`.
+        "A_to_B/r1_instance" and so on, see `recall_by`.
     """
     dataset.split(split)
     if len(perceptors) != 2:
@@ -143,11 +150,13 @@ def retrieve(
             f"no sample of split '{split}' has both '{a.modality}' and '{b.modality}': choose "
             "another split, or other modalities"
         )
-    metrics: dict[str, float] = {}
+    table, units = Table(bootstrap), {m: e[both] for m, e in made.e.items()}
     for q, g in ((a.modality, b.modality), (b.modality, a.modality)):
-        found = recall(made.e[q][both], made.e[g][both], made.label[both], tile=tile)
-        metrics |= {f"{q}_to_{g}/{name}": value for name, value in found.items()}
-    return Evaluation(metrics, int(both.sum()), {})
+        score = score_by(mean_cosine, units, (q,), g)
+        places = places_by(score, int(both.sum()), made.label[both], tile)
+        for name, values in places.values().items():
+            table.mean(f"{q}_to_{g}/{name}", name, values, Of(combination=f"{q}_to_{g}"))
+    return table.done(int(both.sum()))
 
 
 def _load(cfg: PerceptorBase, dataset: Dataset, device: torch.device | None) -> Perceptor:
@@ -206,4 +215,4 @@ def _with_text(dataset: Dataset) -> tuple[Dataset, str]:
         return dataset, name
     name = "text" if "text" not in specs else "class-names"
     added = {**specs, name: Modality(kind="text", ext="txt")}
-    return Dataset(dataset.root, dataset.manifest.model_copy(update={"modalities": added})), name
+    return dataset.with_manifest(dataset.manifest.model_copy(update={"modalities": added})), name

@@ -115,13 +115,27 @@ def score(network: nn.Module, x: Tensor, held: Answers) -> float:
     Raises:
         UserError: There is no such row.
     """
+    return float(judged(predicted(network, x, held), held).mean())
+
+
+def predicted(network: nn.Module, x: Tensor, held: Answers) -> Tensor:
+    """[n, outputs] of the network for the rows of features [N, d] with an answer.
+
+    Raises:
+        UserError: There is no such row.
+    """
     require_answers("evaluation", held)
     rows = held.known.nonzero()[:, 0]
     with torch.no_grad():
-        out = torch.cat([network(x[part]) for part in torch.split(rows, ROWS_AT_ONCE)])
+        return torch.cat([network(x[part]) for part in torch.split(rows, ROWS_AT_ONCE)])
+
+
+def judged(out: Tensor, held: Answers) -> Tensor:
+    """[n] fp64: hits, or squared errors (their mean over a target's entries), of `predicted`."""
+    truth = held.truth[held.known]
     if held.metric == "mse":
-        return float((out - held.truth[rows]).double().square().mean())
-    return float((out.argmax(dim=1) == held.truth[rows]).double().mean())
+        return (out - truth).double().square().mean(dim=1)
+    return (out.argmax(dim=1) == truth).double()
 
 
 def require_answers(split: str, held: Answers) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -29,17 +29,27 @@ class Progress:
         if shown and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, leave=False)
 
-    def advance(self, label: str, values: Mapping[str, float]) -> None:
-        """One more step; `values` are shown where a line is due."""
+    def advance(
+        self, label: str, values: Mapping[str, float], waiting: Callable[[], float] | None = None
+    ) -> None:
+        """One more step.
+
+        Args:
+            label: What is being done.
+            values: Shown where a line is due.
+            waiting: Gives the percentage of the time since its last call that data were waited
+                for; shown with the values.
+        """
         self._done += 1
         if self._bar is not None:
             self._bar.set_description_str(label, refresh=False)
             if values:
-                self._bar.set_postfix_str(_text(values), refresh=False)
+                self._bar.set_postfix_str(_text(values) + _waited(waiting), refresh=False)
             self._bar.update(1)
         elif self._shown and time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
-            self.say(f"{label}: step {self._done}/{self._total}, {self._left()} {_text(values)}")
+            rest = _text(values) + _waited(waiting)
+            self.say(f"{label}: step {self._done}/{self._total}, {self._left()} {rest}")
 
     def reach(self, label: str, done: int, total: int) -> None:
         """`done` of `total` are done, of something whose size was not known before."""
@@ -74,6 +84,10 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _waited(waiting: Callable[[], float] | None) -> str:
+    return "" if waiting is None else f" data {waiting():.0f}%"
 
 
 def _text(values: Mapping[str, float]) -> str:

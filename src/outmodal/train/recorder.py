@@ -63,13 +63,13 @@ class Recorder:
             self._metrics.write(step, epoch, stage, split, values)
 
     def speed(self, step: int, waited: float) -> None:
-        """Show steps a second since the last call, the share of it that data were missing, what
+        """Show steps a second since the last call, the share of it that data were waited for, what
         the machine gave for it, and the gauges."""
         now = time.monotonic()
         spent, steps = max(now - self._clock[0], 1e-9), step - self._clock[1]
         if self._metrics is not None and steps > 0:
             share = 100 * waited / spent
-            shown = {"speed/steps_per_s": steps / spent, "speed/data_wait_%": share}
+            shown = {"speed/steps_per_s": steps / spent, "data/waiting_percent": share}
             shown |= {f"hardware/{name}": value for name, value in self._usage.read().items()}
             self._metrics.board(step, shown | {name: read() for name, read in self.gauges.items()})
         self._clock = (now, step)

@@ -1,6 +1,8 @@
-"""What the frozen encoders of a run say about the samples of a split.
+"""What frozen encoders say about the samples of a split.
 
-They run on the accelerator where there is one, and so does what is made of their outputs.
+They run on the accelerator where there is one, and so does what is made of their outputs. Several
+processes share a split, each encoding whole batches of it, so that every row is computed in the
+same batch, and comes out the same, for any number of them.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outmodal.data.batch import Batch, StreamSpec
-from outmodal.data.manifest import Dataset
-from outmodal.data.stream import Loader
-from outmodal.errors import UserError
+from outmodal.data.stream import Loader, StreamConfig
+from outmodal.data.transform import Transform
+from outmodal.errors import UserError, nearest
 from outmodal.models.features import unit_norm
-from outmodal.train.methods import AnyMethod
-from outmodal.train.run import RunPlan, restore_method
+from outmodal.train import gather
+from outmodal.train.run import RunPlan
+from outmodal.train.shares import all_rows, own_rows, shared
+from outmodal.train.sources import Source, open_run_source
+from outmodal.train.together import on_all
 
 ProbeOn = Literal["repr", "embedding"]
 """Representation r, before the projection head, or the unit embedding after it."""
@@ -35,6 +42,9 @@ class Encoded:
         present: Modality -> [N] bool, False where the sample lacks it.
         label: [N] class, -1 where the sample has none.
         target: [N, k] regression target, NaN where the sample has none; None where none has.
+        best: [N, 5] classes by rank (or all of fewer) for the modality that the encoder has a
+            classifier of; None without one.
+        index: [N] place in the split; None where it is not known.
     """
 
     representation: Mapping[str, Tensor]
@@ -42,6 +52,8 @@ class Encoded:
     present: Mapping[str, Tensor]
     label: Tensor
     target: Tensor | None
+    best: Tensor | None = None
+    index: Tensor | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -58,40 +70,137 @@ class Encoded:
 
 
 class Encoder:
-    """The encoders of a run's newest checkpoint, over the data that it was opened on.
+    """Frozen encoders over a data set.
+
+    Args:
+        source: What encodes.
+        data: How the data set is read; its `batch` is that of the encoders.
 
     Attributes:
-        method: The method, in eval mode.
+        source: What encodes.
         dataset: The data set.
-        modalities: What the method encodes.
-        device: Where it computes.
+        modalities: What is encoded.
+        device: Where it is computed.
+        data: How the data set is read.
     """
 
-    def __init__(self, method: AnyMethod, dataset: Dataset, loader: Loader, batch: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.method, self.dataset = method.to(self.device), dataset
-        self.modalities = encoded_modalities(method)
-        self._loader, self._batch = loader, batch
+    def __init__(self, source: Source, data: StreamConfig) -> None:
+        self.device = _device()
+        source.to(self.device)
+        self.source, self.dataset = source, source.dataset
+        self.modalities = source.modalities
+        self.data = data
+        self._loader = Loader(self.dataset, source.inputs, data)
 
-    def encode(self, split: str) -> Encoded:
-        """Run every encoder over a split; UserError if the data set lacks the split."""
-        self.dataset.split(split)
-        spec = StreamSpec("encode", split, self.modalities, self._batch)
+    def encode(
+        self,
+        split: str,
+        modalities: Sequence[str] | None = None,
+        *,
+        changed: Mapping[str, Transform] | None = None,
+        most: int = 0,
+    ) -> Encoded:
+        """Run encoders over a split.
+
+        Args:
+            split: Its name.
+            modalities: What to encode; None is all.
+            changed: Transforms in place of the encoders' own; nothing of it is cached.
+            most: Samples at most, spread evenly over the split; 0 is all.
+
+        Raises:
+            UserError: The data set lacks the split, or an encoder is asked for that is not there.
+        """
+        wanted = self.modalities if modalities is None else tuple(modalities)
+        for m in wanted:
+            self.require(m)
+        chosen = selected(self.dataset.split(split).samples, most)
+        made = on_all(lambda: self._own(split, wanted, chosen, changed))
+        return made if not shared(len(chosen), self.data.batch) else _of_all(made)
+
+    def require(self, modality: str) -> None:
+        """Raise UserError where a modality has no encoder."""
+        if modality not in self.modalities:
+            raise UserError(
+                f"{self.source.name} has no encoder of '{modality}'"
+                + nearest(modality, self.modalities)
+            )
+
+    def blank(self, modality: str) -> tuple[Tensor, Tensor]:
+        """Representation [d_r] and unit embedding [d] of an input without information: zeros
+        where the encoder reads numbers, a single blank where it reads text."""
+        transform = self.source.inputs[modality]
+        if self.dataset.modality(modality).kind == "text":
+            x = transform(" ", "")[None]
+        else:
+            x = torch.zeros((1, *transform.shape), dtype=transform.dtype)
         with torch.no_grad():
-            passed = self._loader.open_pass(spec)
-            parts = [self._encode_batch(batch.to(self.device)) for batch in passed]
-        return _joined(parts, self.modalities)
+            out = self.source.outputs(modality, x.to(self.device))
+        return out["representation"][0].float(), unit_norm(out["embedding"][0].float())
 
-    def _encode_batch(self, batch: Batch) -> Encoded:
+    def close(self) -> None:
+        """End the loader's workers."""
+        self._loader.close()
+
+    def _own(
+        self,
+        split: str,
+        wanted: tuple[str, ...],
+        chosen: NDArray[np.int64],
+        changed: Mapping[str, Transform] | None,
+    ) -> Encoded:
+        """This rank's rows."""
+        rows = own_rows(len(chosen), self.data.batch)
+        spec = StreamSpec("encode", split, wanted, self.data.batch, chosen[rows.start : rows.stop])
+        if changed is None:
+            return self._through(self._loader, spec)
+        uncached = self.data.model_copy(update={"cache_mb": 0})
+        with Loader(self.dataset, {**self.source.inputs, **changed}, uncached) as loader:
+            return self._through(loader, spec)
+
+    def _through(self, loader: Loader, spec: StreamSpec) -> Encoded:
+        with torch.no_grad():
+            parts = [
+                self._encode_batch(batch.to(self.device), spec.modalities)
+                for batch in loader.open_pass(spec)
+            ]
+        if not parts:
+            raise UserError(f"split '{spec.split}' has no samples: choose another split")
+        return _joined(parts, spec.modalities)
+
+    def _encode_batch(self, batch: Batch, modalities: Sequence[str]) -> Encoded:
         rows = batch.valid
-        found = {m: self.method.infer(f"embedding:{m}", batch) for m in self.modalities}
+        found = {m: self.source.outputs(m, batch.x[m]) for m in modalities}
+        best = next((out["best"][rows] for out in found.values() if "best" in out), None)
         return Encoded(
             {m: out["representation"][rows].float() for m, out in found.items()},
             {m: unit_norm(out["embedding"][rows].float()) for m, out in found.items()},
-            {m: out["present"][rows].bool() for m, out in found.items()},
+            {m: batch.present[m][rows].bool() for m in found},
             batch.label[rows],
             None if batch.target is None else batch.target[rows].float().flatten(1),
+            best,
+            batch.index[rows],
         )
+
+
+def selected(count: int, most: int) -> NDArray[np.int64]:
+    """Places 0..count-1, or `most` of them at even distances.
+
+    >>> selected(10, 4).tolist()
+    [0, 2, 5, 7]
+    """
+    kept = count if not most else min(most, count)
+    return np.arange(kept, dtype=np.int64) * count // max(1, kept)
+
+
+@contextmanager
+def opened(source: Source, data: StreamConfig) -> Iterator[Encoder]:
+    """An encoder that is closed afterwards."""
+    encoder = Encoder(source, data)
+    try:
+        yield encoder
+    finally:
+        encoder.close()
 
 
 @contextmanager
@@ -105,48 +214,76 @@ def open_encoder(plan: RunPlan, data: str = "") -> Iterator[Encoder]:
     Raises:
         UserError: The run has no checkpoint, or its method encodes nothing by modality.
     """
-    if data:
-        plan = replace(plan, data=plan.data.model_copy(update={"path": data}))
-    method, transforms, dataset = restore_method(plan)
-    with Loader(dataset, transforms, plan.data) as loader:
-        yield Encoder(method, dataset, loader, plan.data.batch)
+    source, config = open_run_source(plan, data)
+    with opened(source, config) as encoder:
+        yield encoder
 
 
-def encoded_modalities(method: AnyMethod) -> tuple[str, ...]:
-    """The modalities that a method has encoders of.
+def _device() -> torch.device:
+    """This rank's; alone, the accelerator where there is one."""
+    world = gather.world()
+    if world.size > 1 or not torch.cuda.is_available():
+        return world.device
+    return torch.device("cuda")
 
-    Raises:
-        UserError: There are none.
-    """
-    several = getattr(method, "modalities", None)
-    if several:
-        return tuple(several)
-    one = getattr(method, "unknown", None)
-    if isinstance(one, str):
-        return (one,)
-    raise UserError(
-        f"a run of method '{type(method).__name__.lower()}' has no encoders to look at: evaluate a "
-        "run of method align"
+
+def _of_all(own: Encoded) -> Encoded:
+    """The rows of all ranks."""
+    width = 0 if own.target is None else own.target.shape[1]
+    width = gather.max_over_ranks([width])[0]
+    target = own.target
+    if target is None and width:
+        target = torch.full((len(own.label), width), torch.nan, device=own.label.device)
+    return Encoded(
+        {m: all_rows(t) for m, t in own.representation.items()},
+        {m: all_rows(t) for m, t in own.unit.items()},
+        {m: all_rows(t) for m, t in own.present.items()},
+        all_rows(own.label),
+        None if target is None else all_rows(target),
+        None if own.best is None else all_rows(own.best),
+        None if own.index is None else all_rows(own.index),
     )
 
 
 def _joined(parts: Sequence[Encoded], modalities: Sequence[str]) -> Encoded:
-    targets = [p.target for p in parts]
-    shapes = {t.shape[1:] for t in targets if t is not None}
-    target = None
-    if shapes:
-        width = shapes.pop()
-        filled = [
-            torch.full((len(p.label), *width), torch.nan, device=p.label.device)
-            if p.target is None
-            else p.target
-            for p in parts
-        ]
-        target = torch.cat(filled)
+    index = [p.index for p in parts if p.index is not None]
+    best = [p.best for p in parts if p.best is not None]
     return Encoded(
         {m: torch.cat([p.representation[m] for p in parts]) for m in modalities},
         {m: torch.cat([p.unit[m] for p in parts]) for m in modalities},
         {m: torch.cat([p.present[m] for p in parts]) for m in modalities},
         torch.cat([p.label for p in parts]),
-        target,
+        _targets(parts),
+        torch.cat(best) if best else None,
+        torch.cat(index) if index else None,
+    )
+
+
+def _targets(parts: Sequence[Encoded]) -> Tensor | None:
+    shapes = {p.target.shape[1:] for p in parts if p.target is not None}
+    if not shapes:
+        return None
+    width = shapes.pop()
+    filled = [
+        torch.full((len(p.label), *width), torch.nan, device=p.label.device)
+        if p.target is None
+        else p.target
+        for p in parts
+    ]
+    return torch.cat(filled)
+
+
+def without(encoded: Encoded, modality: str, rows: Tensor, blank: tuple[Tensor, Tensor]) -> Encoded:
+    """The samples as they look where `rows` [N] bool have a blank in place of a modality."""
+    r, e = blank
+    return replace(
+        encoded,
+        representation={
+            **encoded.representation,
+            modality: torch.where(rows[:, None], r, encoded.representation[modality]),
+        },
+        unit={
+            **encoded.unit,
+            modality: torch.where(rows[:, None], e, encoded.unit[modality]),
+        },
     )

@@ -7,9 +7,12 @@ of that sample. Scores exist in tiles of whole rows only, never as the whole mat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from outmodal.train.shares import by_rows
 
 KS = (1, 5, 10)
 TILE = 1 << 22
@@ -33,6 +36,32 @@ def recall(
         truth, ks, tile: See `recall_by`.
     """
     return recall_by(lambda q, c: query[q] @ gallery[c].T, len(query), truth, ks, tile)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What each of N queries finds.
+
+    Attributes:
+        partner: [N] place of its partner in the list of found items, from 0.
+        first: [N] place of the first item of its class.
+        precision: [N] average precision of its class.
+        known: [N] bool, whether it has a class; where not, `first` and `precision` mean nothing.
+    """
+
+    partner: Tensor
+    first: Tensor
+    precision: Tensor
+    known: Tensor
+
+    def values(self, ks: Sequence[int] = KS) -> dict[str, Tensor]:
+        """One number a query, by the names of `recall_by`; the class's of those with one only."""
+        found = {f"r{k}_instance": (self.partner < k).double() for k in ks}
+        found["map_instance"] = 1.0 / (self.partner.double() + 1.0)
+        if bool(self.known.any()):
+            found |= {f"r{k}_class": (self.first[self.known] < k).double() for k in ks}
+            found["map_class"] = self.precision[self.known]
+        return found
 
 
 def recall_by(
@@ -65,17 +94,25 @@ def recall_by(
     """
     if not count:
         return {}
-    rows = max(1, tile // (count * width))
-    starts = range(0, count, rows)
-    parts = [_places(score, count, truth, range(i, min(i + rows, count))) for i in starts]
-    partner, first, precision = (torch.cat(column) for column in zip(*parts, strict=True))
-    found = {f"r{k}_instance": _share(partner < k) for k in ks}
-    found["map_instance"] = _reciprocal(partner)
-    known = truth.to(first.device) >= 0
-    if bool(known.any()):
-        found |= {f"r{k}_class": _share(first[known] < k) for k in ks}
-        found["map_class"] = float(precision[known].mean())
-    return found
+    found = places_by(score, count, truth, tile, width).values(ks)
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
+def places_by(score: Score, count: int, truth: Tensor, tile: int = TILE, width: int = 1) -> Places:
+    """What each of `count` queries finds; queries are shared by the processes of a group.
+
+    Args:
+        score, count, truth, tile, width: See `recall_by`; count is 1 or more.
+    """
+    step = max(1, tile // (count * width))
+
+    def part(rows: range) -> list[Tensor]:
+        starts = range(rows.start, rows.stop, step)
+        parts = [_places(score, count, truth, range(i, min(i + step, rows.stop))) for i in starts]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    partner, first, precision = by_rows(count, step, part)
+    return Places(partner, first, precision, truth.to(first.device) >= 0)
 
 
 def recall_in_pools(
@@ -89,6 +126,14 @@ def recall_in_pools(
     Returns:
         "rK_poolP" and "map_poolP", P the size; of all candidates where there are fewer.
     """
+    found = values_in_pools(score, count, pool, seed, ks)
+    return {name: float(values.mean()) for name, values in found.items()}
+
+
+def values_in_pools(
+    score: Score, count: int, pool: int, seed: int = 0, ks: Sequence[int] = KS
+) -> dict[str, Tensor]:
+    """One number a query, by the names of `recall_in_pools`; in the order of the pools."""
     if not count:
         return {}
     size = min(pool, count)
@@ -101,8 +146,8 @@ def recall_in_pools(
         place = _partner_places(score(members, members))
         places.append(place[torch.isin(members, fresh).to(place.device)])
     partner = torch.cat(places)
-    found = {f"r{k}_pool{pool}": _share(partner < k) for k in ks}
-    return {**found, f"map_pool{pool}": _reciprocal(partner)}
+    found = {f"r{k}_pool{pool}": (partner < k).double() for k in ks}
+    return {**found, f"map_pool{pool}": 1.0 / (partner.double() + 1.0)}
 
 
 def score_by(scorer: Scorer, units: Mapping[str, Tensor], query: Sequence[str], to: str) -> Score:
@@ -133,32 +178,33 @@ def _places(score: Score, count: int, truth: Tensor, rows: range) -> tuple[Tenso
     """Of some queries: place of the partner, first place of their class, average precision."""
     index = torch.arange(rows.start, rows.stop)
     scores = _clean(score(index, torch.arange(count)))
+    index, truth = index.to(scores.device), truth.to(scores.device)
+    partner = _places_of(scores, index)
+    label = truth[index]
+    if not bool((label >= 0).any()):
+        return partner, torch.zeros_like(partner), partner.double() * 0
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    index, truth = index.to(order.device), truth.to(order.device)
-    partner = (order == index[:, None]).int().argmax(dim=1)
-    same = truth[order] == truth[index][:, None]
+    same = truth[order] == label[:, None]
     place = torch.arange(1, count + 1, device=order.device)
-    precision = same.cumsum(dim=1) / place
-    average = (precision * same).double().sum(dim=1) / same.sum(dim=1)
+    # fp64: places above 2 ** 24 are not exact in fp32
+    precision = same.cumsum(dim=1).double() / place
+    average = (precision * same).sum(dim=1) / same.sum(dim=1)
     return partner, same.int().argmax(dim=1), average
 
 
-def _partner_places(scores: Tensor) -> Tensor:
-    """[n] place of the diagonal in each row of [n, n]; of equals the earlier comes first."""
-    scores = _clean(scores)
-    own = scores.diagonal()[:, None]
-    column = torch.arange(len(scores), device=scores.device)
-    earlier = column[None, :] < column[:, None]
+def _places_of(scores: Tensor, item: Tensor) -> Tensor:
+    """[q] place of one item in each row of [q, c]; of equals the earlier comes first."""
+    own = scores.gather(1, item[:, None])
+    column = torch.arange(scores.shape[1], device=scores.device)
+    earlier = column[None, :] < item[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
+
+
+def _partner_places(scores: Tensor) -> Tensor:
+    """[n] place of the diagonal in each row of [n, n]."""
+    scores = _clean(scores)
+    return _places_of(scores, torch.arange(len(scores), device=scores.device))
 
 
 def _clean(scores: Tensor) -> Tensor:
     return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-
-
-def _reciprocal(place: Tensor) -> float:
-    return float((1.0 / (place.double() + 1.0)).mean())
-
-
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())

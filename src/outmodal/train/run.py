@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.data.labels import read_labels
-from outmodal.data.manifest import Dataset, open_dataset
+from outmodal.data.manifest import Dataset
+from outmodal.data.opening import open_data
 from outmodal.data.plan import check_split
+from outmodal.data.skips import SkipLedger, per_source, united
 from outmodal.data.stream import Loader, StreamConfig, resolve_streams
 from outmodal.data.transform import Transform
 from outmodal.errors import UserError, nearest
@@ -29,9 +31,10 @@ from outmodal.models.perceptors import Perceptor, PerceptorConfig, load_percepto
 from outmodal.train import checkpoint, gather, rng
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.engine import Engine, EngineConfig
+from outmodal.train.epochs import SourceCounts, announce
 from outmodal.train.features import unmade, with_features
 from outmodal.train.live import LiveFeed, seen_through
-from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method
+from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method, restored
 from outmodal.train.methods.base import Context
 from outmodal.train.optim import OptimConfig
 from outmodal.train.runfolder import RunFolder, untouched_keys
@@ -94,7 +97,7 @@ def train(plan: RunPlan) -> RunResult:
     with StopRequest(early=True) as stop:
         check_alike(plan.config_text)
         with folder.held(), _settled(engine.threads):
-            check_visible(plan.out, plan.data.path)
+            check_visible(plan.out, plan.data)
             folder.start(plan.config_text, _untouched(plan))
             done = folder.result()
             if done is not None:
@@ -133,16 +136,38 @@ def _fit(plan: RunPlan, folder: RunFolder, stop: StopRequest) -> RunResult:
     method = make_method(plan, sources.seen, transforms)
     inputs = {**transforms, **sources.inputs}
     world = gather.world()
-    with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size) as loader:
+    pin = world.device.type == "cuda"
+    with Loader(sources.stored, inputs, data, rank=world.rank, world=world.size, pin=pin) as loader:
         feed = LiveFeed(_LoaderFeed(loader, plan.seed), sources.live)
         trainer = Engine(method, feed, plan.optim, plan.engine, folder, plan.seed, stop)
+        trainer.counted = SourceCounts(sources.stored, data, plan.seed)
+        announce(sources.stored, data, trainer.epoch_steps, inputs, method)
         trainer.recorder.gauges["data/skipped"] = lambda: loader.ledger.count
         stop.early = False
         try:
             metrics = trainer.fit()
+            _tell_skips(loader.ledger, plan.out)
         finally:
             trainer.close()
     return RunResult(plan.out, metrics, trainer.at.step)
+
+
+def _tell_skips(ledger: SkipLedger, out: Path) -> None:
+    """Say which samples no rank could read, each once, and how many of each source."""
+    records = united(gather.all_gather_objects(ledger.report()))
+    if not records or not gather.is_main():
+        return
+    counts = per_source(records)
+    checkpoint.write_json(
+        out / "skipped.json", {"per_source": counts, "samples": [asdict(r) for r in records]}
+    )
+    named = ", ".join(f"{count} of '{source}'" for source, count in counts.items() if source)
+    _log.warning(
+        "%d corrupt samples were skipped%s: see %s",
+        len(records),
+        f" ({named})" if named else "",
+        out / "skipped.json",
+    )
 
 
 def restore_method(
@@ -165,8 +190,9 @@ def restore_method(
         raise UserError(f"run {plan.out} has no checkpoint yet: train it first")
     dataset = _sources(plan, live=False).stored
     transforms = make_transforms(plan, dataset)
-    method = make_method(plan, dataset, transforms)
     tensors = checkpoint.read(path, ("weights", "ema", "method")).tensors
+    known = replace(plan, method=restored(plan.method, tensors["method"]))
+    method = make_method(known, dataset, transforms)
     chosen = dict(tensors["weights"]) | (dict(tensors["ema"]) if ema else {})
     with torch.no_grad():
         for name, held in [*method.named_parameters(), *method.named_buffers()]:
@@ -215,7 +241,7 @@ class _Sources:
 
 def _sources(plan: RunPlan, live: bool) -> _Sources:
     """Data and perceptors of a run; `live` False computes the features of live ones as well."""
-    dataset = open_dataset(plan.data.path)
+    dataset = open_data(plan.data)
     configs = unmade(dataset, plan.perceptors)
     later = [load_perceptor(cfg, dataset) for cfg in configs if live and cfg.live]
     first = [cfg for cfg in configs if not (live and cfg.live)]
@@ -225,6 +251,11 @@ def _sources(plan: RunPlan, live: bool) -> _Sources:
     seen, inputs = seen_through(stored, later, learned)
     device = gather.world().device
     return _Sources(stored, seen, {p.modality: p.to(device) for p in later}, inputs)
+
+
+def stored_data(plan: RunPlan) -> Dataset:
+    """The data set of a run as its encoders read it, with what perceptors make of it."""
+    return _sources(plan, live=False).stored
 
 
 def make_transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
@@ -260,12 +291,12 @@ def _fixed_streams(plan: RunPlan, dataset: Dataset) -> StreamConfig:
     def choose() -> int:
         if path.is_file():
             return int(json.loads(path.read_text("utf-8"))["streams"])
-        streams = resolve_streams(data, len(sizes), piece, size)
+        streams = resolve_streams(data, sizes, piece, size)
         checkpoint.write_json(path, {"streams": streams})
         return streams
 
     fixed = data.model_copy(update={"streams": on_main(choose)})
-    resolve_streams(fixed, len(sizes), piece, size)
+    resolve_streams(fixed, sizes, piece, size)
     check_split(data.train_split, sizes, fixed.streams, piece, size * max(1, data.workers))
     return fixed
 

@@ -20,6 +20,8 @@ FREE_KEYS = frozenset(
     {
         "out",
         "data.workers",
+        "data.threads",
+        "data.remote",
         "data.cache_mb",
         "data.max_skips",
         "engine.strategy",
@@ -134,7 +136,7 @@ def changed_keys(old: str, new: str, untouched: Collection[str] = ()) -> list[st
     return [
         f"{key} was {was!r}, is now {now!r}" if key in before else f"{key} is new, with {now!r}"
         for key, was, now in differences(old, new)
-        if key not in FREE_KEYS and (key in before or not _within(key, untouched))
+        if not _within(key, FREE_KEYS) and (key in before or not _within(key, untouched))
     ]
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import outmodal
-from outmodal.data.manifest import open_dataset
+from outmodal.data.opening import open_data, shown_data
+from outmodal.data.stream import StreamConfig
 from outmodal.errors import UserError
 from outmodal.train import gather
 from outmodal.train.runfolder import differences
@@ -54,25 +55,25 @@ def check_alike(config_text: str) -> None:
     )
 
 
-def check_visible(root: Path, data: str) -> None:
+def check_visible(root: Path, data: StreamConfig) -> None:
     """See that every rank sees the run folder and the same data set. Collective.
 
     Args:
         root: The run's folder, held by the main process.
-        data: Path or name of the data set.
+        data: What names the data set, or the data sets of a mixture.
 
     Raises:
         UserError: One does not; names its rank, its host and the remedy.
     """
     held = on_main(lambda: _read(root / _LOCKED))
     on_all(lambda: _see_folder(root, held))
-    fingerprint = on_all(lambda: open_dataset(data).fingerprint())
+    fingerprint = on_all(lambda: open_data(data).fingerprint())
     found = _first_difference({"data set": fingerprint})
     if found is not None:
         rank, place, key, _, _ = found
         raise shared_error(
-            f"rank {rank} on {place} finds another data set at {data} than rank 0: the manifests "
-            f"differ. {_sentence(key)}"
+            f"rank {rank} on {place} finds another data set at {shown_data(data)} than rank 0: the "
+            f"manifests differ. {_sentence(key)}"
         )
 
 

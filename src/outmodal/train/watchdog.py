@@ -3,12 +3,14 @@
 Ranks wait for each other in every step, so where one hangs, all stand still. Each has a thread
 that counts for how long its rank made no progress (a clock of its own: clocks of other machines
 are never compared). The first to lose patience *alarms* the others by a file in the run's folder;
-every rank then writes the stacks of its threads beside it, the one that alarmed joins them to one
+every rank then writes the stacks of its threads and of its loader's workers beside it, with the
+shards and samples that they read; the one that alarmed joins them to one
 RUN/hang-*.txt and names the ranks that did not answer (stopped processes, lost nodes), and all
 leave with 1.
 
 A rank that hangs inside a library that holds Python's lock cannot run that thread. For it
-faulthandler keeps a timer outside of Python, which writes the same file and ends the process.
+faulthandler keeps a timer outside of Python, which writes the same file and ends the process; where
+no other rank is there to join it, `lastwords` does.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
+from outmodal.data import board
 from outmodal.data.cache import write_atomic
 from outmodal.train import gather
 from outmodal.train.folderlock import writing
+from outmodal.train.lastwords import LastWords
 from outmodal.train.together import on_main
 
 _log = logging.getLogger(__name__)
@@ -51,6 +56,8 @@ class Watchdog:
         self._last = (time.monotonic(), "starting")
         self._leave = threading.Event()
         self._thread: threading.Thread | None = None
+        self._words: LastWords | None = None
+        self._late: TextIO | None = None
 
     def beat(self, doing: str) -> None:
         """Note progress: `doing` says in a few words what was reached."""
@@ -60,6 +67,12 @@ class Watchdog:
         if self._patience > 0:
             self._here = Path(on_main(self._prepare))
             self.beat("starting")
+            if gather.world().size == 1:
+                self._words = LastWords(self._say_last_words)
+            with writing(self._folder):
+                own = self._part(gather.world().rank)
+                self._late = own.with_suffix(".late").open("w", encoding="utf-8")
+            self._set_timer()  # here: what hangs may never let the thread run
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -74,6 +87,11 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            faulthandler.cancel_dump_traceback_later()
+            if self._late is not None:
+                self._late.close()
+            if self._words is not None:
+                self._words.cancel()
             if gather.is_main() and self._here is not None:
                 shutil.rmtree(self._here, ignore_errors=True)
 
@@ -91,19 +109,21 @@ class Watchdog:
     def _watch(self) -> None:
         assert self._here is not None
         alarm = self._here / "alarm"
-        own = self._part(gather.world().rank)
-        with own.with_suffix(".late").open("w", encoding="utf-8") as late:
-            seen = 0.0
-            while not self._leave.wait(self._look):
-                if self._last[0] != seen:
-                    seen = self._last[0]
-                    late_by = self._patience + 4 * self._look + 1.0
-                    faulthandler.dump_traceback_later(late_by, exit=True, file=late)
-                if alarm.exists():
-                    self._answer(first=False)
-                elif time.monotonic() - self._last[0] > self._patience:
-                    self._answer(first=_created(alarm))
-            faulthandler.cancel_dump_traceback_later()
+        seen = self._last[0]
+        while not self._leave.wait(self._look):
+            if self._last[0] != seen:
+                seen = self._last[0]
+                self._set_timer()
+            if alarm.exists():
+                self._answer(first=False)
+            elif time.monotonic() - self._last[0] > self._patience:
+                self._answer(first=_created(alarm))
+
+    def _set_timer(self) -> None:
+        """Have the stacks written from outside Python, and the process ended, some time later."""
+        late_by = self._patience + 4 * self._look + 1.0
+        assert self._late is not None
+        faulthandler.dump_traceback_later(late_by, exit=True, file=self._late)
 
     def _answer(self, first: bool) -> None:
         """Write this rank's part; the first joins them, the others wait for it. Does not return.
@@ -128,6 +148,8 @@ class Watchdog:
             file.write(self._heading() + "\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
+            file.write(reading + "\n" if (reading := board.report()) else "")
+            file.flush()
             os.fsync(file.fileno())
         os.replace(own.with_suffix(".partial"), own)
 
@@ -161,6 +183,15 @@ class Watchdog:
             target,
         )
         shutil.rmtree(self._here or target, ignore_errors=True)
+
+    def _say_last_words(self) -> None:
+        """In a child, when this process is gone: report what its timer has written, if it has."""
+        if not self._alarmed() and (late := self._found(0)):
+            text = f"No progress for {self._patience:.0f} s.\n\n{late}\n{board.readings()}\n"
+            target = self._free_name()
+            write_atomic(target, text.encode())
+            os.write(2, f"no progress for {self._patience:.0f} s: see {target}\n".encode())
+            shutil.rmtree(self._here or target, ignore_errors=True)
 
     def _found(self, rank: int) -> str:
         part = self._part(rank)

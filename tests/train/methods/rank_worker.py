@@ -18,6 +18,7 @@ from outmodal.train.methods import (
     AnyMethodConfig,
     CoxConfig,
     EntMinConfig,
+    SynergyConfig,
     build_method,
 )
 from tests.train.methods.fakes import Passes, make_context, make_world
@@ -44,6 +45,13 @@ def aligning(objective: str, **keys: Any) -> AlignConfig:
     return AlignConfig.model_validate(given)
 
 
+def tabled(**keys: Any) -> SynergyConfig:
+    """Synergy with a table that no encoder made."""
+    config = SynergyConfig.model_validate({"unknown": "touch", "targets": "gaussian", **keys})
+    table = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
+    return config.restored({"targets.table": table})
+
+
 SMALL = {"unknown": "touch", "vib_hidden": 16, "vib_latent": 4, "warmup_epochs": 1}
 CONFIGS: dict[str, AnyMethodConfig] = {
     "entmin": EntMinConfig(unknown="touch"),
@@ -57,6 +65,13 @@ CONFIGS: dict[str, AnyMethodConfig] = {
         f"cox_{explore}": CoxConfig.model_validate({**SMALL, "explore": explore})
         for explore in ("mean_posterior", "all_pairs", "knn")
     },
+    "synergy": tabled(),
+    "synergy_side": tabled(latent_map="side", latent_loss="cosine"),
+    "synergy_kept": tabled(target_assign="per_sample", label_fraction=0.5),
+    "synergy_gaussian": SynergyConfig(unknown="touch", targets="gaussian", dim=9),
+    "synergy_samples": SynergyConfig(unknown="touch", targets="samples", guide="image"),
+    "synergy_paired": SynergyConfig(unknown="touch", level=3, guide="image", smoothing=0.1),
+    "synergy_absent": SynergyConfig(unknown="touch", level=3, guide="text"),
     "cox_code": CoxConfig.model_validate({**SMALL, "fidelity": "code"}),
 }
 

@@ -25,7 +25,12 @@ from outmodal.train.gather.exchanges import (
 )
 from outmodal.train.gather.group import World, close_world, is_main, open_world, world
 from outmodal.train.gather.meeting import RankExchange
-from outmodal.train.gather.reduce import global_mean, masked_mean, seeded_normal
+from outmodal.train.gather.reduce import (
+    global_mean,
+    masked_mean,
+    seeded_normal,
+    seeded_numbers,
+)
 from outmodal.train.gather.ring import RingExchange
 from outmodal.train.gather.rows import (
     all_gather_flat,
@@ -64,5 +69,6 @@ __all__ = [
     "own_part",
     "row_offset",
     "seeded_normal",
+    "seeded_numbers",
     "world",
 ]

@@ -53,3 +53,20 @@ def seeded_normal(rows: int, dim: int, *seeds: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     draw = torch.randn(rows * world().size, dim, generator=generator)
     return draw.narrow(0, row_offset(rows), rows)
+
+
+def seeded_numbers(rows: int, count: int, *seeds: int) -> Tensor:
+    """This rank's rows [rows] of numbers 0 .. count - 1 drawn for the global batch, on the CPU.
+
+    Each stretch of `count` rows of the global batch holds every number once, in a drawn order.
+
+    Args:
+        rows: Rows of this rank (the same number on every rank).
+        count: How many numbers there are.
+        seeds: See `seeded_normal`.
+    """
+    digest = hashlib.sha256(",".join(str(int(s)) for s in seeds).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    rounds = -(-rows * world().size // count)
+    draw = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
+    return draw.narrow(0, row_offset(rows), rows)

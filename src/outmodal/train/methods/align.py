@@ -18,6 +18,7 @@ from outmodal.train import gather
 from outmodal.train.methods.align_config import AlignConfig, aligned_modalities
 from outmodal.train.methods.align_report import class_means, retrieval, zero_shot
 from outmodal.train.methods.base import Context, Passes, Stage, StepOutput, WholeBatchMethod
+from outmodal.train.methods.discrepancy import discrepancy, probed
 from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.parts import ExportParts
 from outmodal.train.methods.terms import logged
@@ -161,6 +162,17 @@ class Align(WholeBatchMethod):
                 found |= zero_shot(scorer.score({a: units[a]}, means[b], b), truth[both])
             metrics |= {f"{a}_to_{b}/{name}": value for name, value in found.items()}
         return metrics
+
+    def diagnose(self, passes: Passes) -> dict[str, float]:
+        """The gap and the MMD between each two modalities on the evaluation split."""
+        context = self.context
+        spec = StreamSpec(
+            "diagnose", context.eval_split, self.modalities, context.batch, probed(context)
+        )
+        out = passes.infer("embedding", spec)
+        return discrepancy(
+            {m: out[f"embedding:{m}"][out[f"present:{m}"].bool()] for m in self.modalities}
+        )
 
     def _scorer(self, passes: Passes) -> Objective:
         """The objective with whole weights on the CPU, where the outputs of passes are."""

@@ -120,6 +120,12 @@ class Method(nn.Module, ABC):
         """Metrics on the evaluation split, in 0..1 where they are rates."""
         return {}
 
+    def diagnose(self, passes: Passes) -> dict[str, float]:
+        """What an evaluation may cheaply say of features beside its metrics: "mmd/A-B" and
+        "modality_gap/A-B" of modalities in one space (see `discrepancy`); {} where there are not
+        two."""
+        return {}
+
     def suspects(self) -> str:
         """What made the last step's gradient not finite, as a clause for a message; "" where the
         method cannot tell. Collective."""

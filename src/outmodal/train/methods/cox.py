@@ -16,6 +16,7 @@ Correspondence", ICLR 2025.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.errors import UserError
-from outmodal.train import gather
+from outmodal.train import diagnostics, gather
 from outmodal.train.methods.base import Context, Passes, Stage, StepOutput
 from outmodal.train.methods.cox_config import CoxConfig
 from outmodal.train.methods.cox_connect import Connected
@@ -46,6 +47,7 @@ from outmodal.train.methods.cox_sets import (
     refit,
     rows_with,
 )
+from outmodal.train.methods.discrepancy import discrepancy, probed
 from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.supervised import apply_linear, cross_entropy_rows
 from outmodal.train.methods.terms import weighted
@@ -250,6 +252,26 @@ class Cox(Connected):
         out = passes.infer("z", self.evaluation())
         before = {f"before/{name}": value for name, value in self.before.items()}
         return self.score(out) | finite(self._held_out(out)) | before
+
+    def diagnose(self, passes: Passes) -> dict[str, float]:
+        """Figure 5 on the evaluation split: how far each mapped modality lies from z, and how well
+        its head, as refitted at the last refresh, tells the classes of z."""
+        some = probed(self.context)
+        out = passes.infer("z", replace(self.evaluation(), name="diagnose", select=some))
+        known = StreamSpec(
+            "diagnose_known", self.context.eval_split, self.known, self.context.batch, some
+        )
+        mapped = passes.infer("mapped", known)
+        z, rows = out["z"], out["present"].bool()
+        found: dict[str, float] = {}
+        for m in self.known:
+            v = mapped[f"mapped:{m}"][mapped[f"present:{m}"].bool()]
+            found |= discrepancy({m: v, self.unknown: z[rows]})
+        truth = torch.from_numpy(self.context.labels[self.context.eval_split][some])[rows]
+        for m, judge in zip(self.known, self.judges, strict=False):
+            guess = judge(z[rows]).argmax(dim=1)
+            found[f"judge_accuracy/{m}"] = diagnostics.accuracy(guess, truth)
+        return finite(found)
 
     def _held_out(self, out: Mapping[str, Tensor]) -> dict[str, float]:
         if not self.judges:

@@ -95,6 +95,7 @@ def describe(
         logs[f"judge_accuracy/{name}"] = diagnostics.accuracy(guess, truth[candidates])
         v = mapped[survey.known_present[name]]
         logs[f"mmd/{name}"] = diagnostics.mmd(v, z, limit=MMD_SAMPLES, seed=seed)
+        logs[f"modality_gap/{name}"] = diagnostics.modality_gap(v, z)
     return finite(logs)
 
 

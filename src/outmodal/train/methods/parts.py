@@ -17,13 +17,13 @@ class ExportParts:
 
     Attributes:
         learner: x -> r.
-        head: r -> e.
+        head: r -> e; None where the representation is the embedding.
         classifier: normalised e -> logits, where the method trains one.
         feature_norm: How e is normalised before the classifier (and, as unit vectors up to
             scale, wherever it is compared).
     """
 
     learner: Learner
-    head: ProjectionHead
+    head: ProjectionHead | None
     classifier: nn.Linear | None
     feature_norm: FeatureNorm

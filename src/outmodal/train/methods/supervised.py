@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.errors import UserError, nearest
 from outmodal.models.features import FeatureNorm, feature_norm
-from outmodal.models.heads import ProjectionHead, linear_classifier
+from outmodal.models.heads import Kind, ProjectionHead, linear_classifier
 from outmodal.train import diagnostics, gather
 from outmodal.train.methods.base import Context, Method, Passes
 from outmodal.train.methods.labelled import (
@@ -47,13 +47,14 @@ class Supervised(Method):
         known: tuple[str, ...] = (),
         norm: FeatureNorm,
         label_draw: LabelDraw,
+        head: Kind = "linear",
     ) -> None:
         super().__init__(context)
         self.unknown = config.unknown
         self.norm: FeatureNorm = norm
         self.learner = find_learner(context, config.unknown, "method.unknown")
         self.dim = feature_size(context, config.dim, known, self.learner)
-        self.projection = ProjectionHead(self.learner.dim, self.dim)
+        self.projection = ProjectionHead(self.learner.dim, self.dim, head)
         self.classifier = linear_classifier(self.dim, len(context.classes))
         self.supervision = Supervision(context, config.label_fraction, label_draw)
 

@@ -1,0 +1,347 @@
+"""Synergy in the real engine: alpha 0 is plain training, every strategy agrees, a stopped run goes
+on as it was, and what is exported needs neither the helper nor outmodal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from outmodal.data.inputs import ImageInput
+from outmodal.data.stream import Loader
+from outmodal.launch.cli import main as cli
+from outmodal.launch.config import load_config
+from outmodal.launch.plan.subject import Described, Subject
+from outmodal.launch.report.measure import HELPER
+from outmodal.launch.running import run_plan
+from outmodal.models.card import CardInfo
+from outmodal.models.learners import ViTLearner
+from outmodal.models.reload_check import reload_check
+from outmodal.train.exporting import export_run
+from outmodal.train.methods import SynergyConfig
+from outmodal.train.run import RunPlan, make_method, restore_method, train
+from tests.data.tiny import make_tiny
+from tests.launch.report.runs import HEAD
+from tests.models.hub_models import bert, resnet, wav2vec2
+from tests.train.forked import ForkServer
+from tests.train.methods.engine_job import plan
+from tests.train.plans import lines, losses, newest
+
+NOISE = {"name": "synergy", "unknown": "force", "targets": "gaussian", "dim": 9}
+METHODS: dict[str, dict[str, Any]] = {
+    "samples": {"name": "synergy", "unknown": "force", "targets": "samples", "guide": "pose"},
+    "paired": {"name": "synergy", "unknown": "force", "level": 3, "guide": "pose", "alpha": 0.3},
+    "kept": {**NOISE, "target_assign": "per_sample", "label_fraction": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set with `force` to learn and `pose` to guide; some samples lack one."""
+    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
+    root = tmp_path_factory.mktemp("pairs") / "tiny"
+    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
+
+
+def job(out: Path, data: str, method: Mapping[str, Any], **engine: Any) -> dict[str, Any]:
+    sections = {"method": dict(method), "engine": {"epochs": 2, "eval_every": 1, **engine}}
+    call = "tests.train.methods.engine_job:main"
+    return {"call": call, "out": str(out), "data": data, **sections}
+
+
+@pytest.fixture(scope="module")
+def alone(
+    server: ForkServer, pairs: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Runs in one process, which the others are compared with."""
+    root = tmp_path_factory.mktemp("alone")
+    for name, method in METHODS.items():
+        server.run(job(root / name, pairs, method), 1, root / "log")
+    return {name: root / name for name in METHODS}
+
+
+def test_terms_and_diagnostics_are_logged(alone: dict[str, Path]) -> None:
+    for name, out in alone.items():
+        rows = lines(out)
+        terms = [r["values"] for r in rows if r["split"] == "train"]
+        assert {"loss/supervised", "loss/latent"} <= set(terms[0])
+        guided = name != "kept"
+        assert ("targets/missing" in terms[0]) == guided
+        epochs = [r["values"] for r in rows if r["split"] == "epoch"]
+        assert epochs == ([{"targets/share": pytest.approx(89 / 96)}] if guided else [])
+        found = [r["values"] for r in rows if r["split"] == "diagnostics"]
+        assert len(found) == 2
+        assert all({"latent/loss", "latent/w2", "latent/sliced_w2"} == set(f) for f in found)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_two_ranks_train_as_one(
+    server: ForkServer,
+    pairs: str,
+    tmp_path: Path,
+    alone: dict[str, Path],
+    name: str,
+    strategy: str,
+) -> None:
+    request = job(tmp_path / "run", pairs, METHODS[name], strategy=strategy)
+    server.run({**request, "persistent_below": 20}, 2, tmp_path / "log")
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone[name]), abs=1e-5)
+    assert len(losses(alone[name])) == 12
+
+
+@pytest.mark.parametrize("name", ["samples", "kept"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    server: ForkServer, pairs: str, tmp_path: Path, alone: dict[str, Path], name: str
+) -> None:
+    request = job(tmp_path / "run", pairs, METHODS[name])
+    codes = server.wait(server.start({**request, "stop_at": 8}, 1, tmp_path / "log"))
+    assert codes == [75]
+    server.run(request, 1, tmp_path / "log")
+    assert losses(tmp_path / "run") == losses(alone[name])
+    mine, theirs = (
+        load_file(newest(p) / "weights.safetensors") for p in (tmp_path / "run", alone[name])
+    )
+    assert all(torch.equal(t, theirs[key]) for key, t in mine.items())
+
+
+@pytest.mark.parametrize("method", [NOISE, METHODS["samples"]], ids=["noise", "samples"])
+def test_alpha_0_in_the_engine_is_a_hand_written_loop_bit_for_bit(
+    pairs: str, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    torch.set_num_threads(1)
+    wanted = plan(job(tmp_path / "run", pairs, {**method, "alpha": 0.0}, clip=0.0))
+    wanted = replace(wanted, optim=wanted.optim.model_copy(update={"schedule": "constant"}))
+    train(wanted)
+    trained, transforms, dataset = restore_method(wanted)
+    fresh = make_method(wanted, dataset, transforms)
+    model = torch.nn.Sequential(fresh.learner, fresh.projection, fresh.classifier)
+    optim = wanted.optim
+    optimizer = torch.optim.Adam(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    config = wanted.data.model_copy(update={"streams": 4})
+    with Loader(dataset, transforms, config) as loader:
+        for epoch in range(2):
+            specs = list(fresh.streams("train"))
+            assert [s.modalities for s in specs] == [("force",)]
+            for batches in loader.open_epoch(specs, seed=0, epoch=epoch, start_step=0, steps=6):
+                batch = batches["train"].to(torch.device("cpu"))
+                rows = batch.present["force"]
+                optimizer.zero_grad()
+                F.cross_entropy(model(batch.x["force"])[rows], batch.label[rows]).backward()
+                optimizer.step()
+    held = dict(trained.named_parameters())
+    for name, p in fresh.named_parameters():
+        assert torch.equal(p, held[name]), name
+
+
+# --- from the command line to an export ------------------------------------------------------
+
+
+RECIPE = (
+    HEAD.replace("epochs: 4", "epochs: 2")
+    + """
+method:
+  name: synergy
+  unknown: force
+  helper: {{name: hub, modality: text, path: {helper}}}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three runs with a small BERT as the helper, which is gone afterwards."""
+    root = tmp_path_factory.mktemp("helped")
+    torch.manual_seed(0)
+    helper = bert(root / "helper")
+    data = make_tiny(root / "data", 64, 4, ("force", "pose"), test=20)
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE.format(data=data.root, helper=helper), "utf-8")
+    changes = {"plain": ("--method.alpha", "0"), "helped": (), "ideal": ("--seed", "1")}
+    for name, more in changes.items():
+        out = root / name
+        train(run_plan(load_config(str(recipe), ["--out", str(out), *more]), out))
+    shutil.rmtree(helper)
+    for table in Path(root).rglob("guides/*"):
+        table.unlink()
+    return {name: root / name for name in changes} | {"root": root}
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTMODAL_CACHE", str(tmp_path / "empty"))
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_distances_between_runs_by_the_command(
+    runs: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(runs["helped"]), "--task", "latents", "--against", str(runs["plain"])]
+    assert cli([*words, "--json"]) == 0
+    found = {k: v["value"] for k, v in json.loads(capfd.readouterr().out)["metrics"].items()}
+    keys = {"delta_ij", "learner_trained", "target_trained"}
+    assert set(found) == {"latent_loss"} | {
+        f"{e}/{k}" for e in ("gaussian", "sliced") for k in keys
+    }
+    assert found["gaussian/target_trained"] < found["gaussian/delta_ij"]
+    assert cli([*words, "--proxy", str(runs["ideal"]), "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["settings"]["proxy"] == str(runs["ideal"])
+    value = {k: v["value"] for k, v in answer["metrics"].items()}
+    assert 0 <= value["gaussian/proxy/alpha_star"] <= 1
+    i, j, ij = (value[f"gaussian/{k}"] for k in ("proxy/delta_i", "proxy/delta_j", "delta_ij"))
+    formula = 0.5 * (1 + (i**2 - j**2) / ij**2)
+    assert value["gaussian/proxy/alpha_star"] == pytest.approx(min(1, max(0, formula)))
+    assert value["gaussian/proxy/alpha_star_outside"] == float(not 0 <= formula <= 1)
+    assert (runs["helped"] / "eval" / "latents-test.json").is_file()
+    last = [r["values"] for r in lines(runs["helped"]) if r["split"] == "diagnostics"][-1]
+    assert value["gaussian/target_trained"] == pytest.approx(last["latent/w2"], rel=1e-4)
+    assert value["latent_loss"] == pytest.approx(last["latent/loss"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "name the one at alpha 0, --against RUN"),
+        (("--against", "{plain}", "--data", "{other}"), "leave --data out"),
+        (("--against", "{root}"), "is not a run"),
+    ],
+)
+def test_mistakes_of_the_command_are_explained(
+    runs: dict[str, Path], more: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = runs["root"] / "other"
+    if not other.exists():
+        make_tiny(other, 32, 2, ("force", "pose"), test=12)
+    named = [w.format(**runs, other=other) for w in more]
+    assert cli(["eval", str(runs["helped"]), "--task", "latents", *named]) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_the_other_tasks_and_the_export_need_no_helper(
+    runs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["eval", str(runs["helped"]), "--json"]) == 0
+    top1 = json.loads(capfd.readouterr().out)["metrics"]["top1"]["value"]
+    last = [r["values"] for r in lines(runs["helped"]) if r["split"] == "eval"][-1]
+    assert top1 == pytest.approx(last["top1"])
+    assert cli(["export", str(runs["helped"]), "--to", str(tmp_path / "out")]) == 0
+    assert "hub:helper" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert cli(["eval", str(tmp_path / "out"), "--data", str(runs["root"] / "data"), "--json"]) == 0
+    capfd.readouterr()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_the_report_shows_learner_helper_and_trained_latents(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    words = ["report", str(runs["plain"]), str(runs["helped"]), "--out", str(page)]
+    assert cli(words) == 0
+    text = page.read_text("utf-8")
+    assert "Embedding map of plain and helped" in text
+    held = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    shown = [json.loads(content) for content in held]
+    (both,) = [f for f in shown if f.get("title") == "Embedding map of plain and helped"]
+    assert both["modalities"] == ["learner alone", HELPER, "trained"]
+    assert {p[2] for p in both["points"]} == {0, 1, 2}
+    for title in ("Latent loss", "W2 of latents and targets, Gaussian estimate"):
+        (chart,) = [f for f in shown if f.get("title") == title]
+        assert [len(s["points"]) for s in chart["series"]] == [1, 1]
+
+
+def test_a_missing_helper_is_an_error_that_says_what_to_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_tiny(tmp_path / "data", 32, 2, ("force",), test=8)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(data=data.root, helper=tmp_path / "gone"), "utf-8")
+    assert cli(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    assert f"perceptor folder {tmp_path / 'gone'} does not exist" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("latent_map", ["linear_ln", pytest.param("side", marks=pytest.mark.long)])
+def test_an_export_loads_without_outmodal_as_its_card_says(
+    tmp_path: Path, latent_map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(make_tiny(tmp_path / "data", 48, 4, ("image",), test=12).root)
+    base = plan(job(tmp_path / "run", data, NOISE, epochs=1))
+    learner = ViTLearner(
+        modality="image",
+        input=ImageInput(size=(12, 12), channels=1),
+        patch=4,
+        size="custom",
+        width=32,
+        depth=1,
+        heads=2,
+    )
+    method = SynergyConfig(unknown="image", targets="gaussian", dim=9, latent_map=latent_map)
+    wanted: RunPlan = replace(base, learners=(learner,), method=method)
+    train(wanted)
+    card = CardInfo(name="run", method="synergy", data="tiny", command="outmodal train")
+    graphs = ("onnx",) if latent_map == "linear_ln" else ()
+    folder = export_run(wanted, tmp_path / "out", card, graphs=graphs)  # type: ignore[arg-type]
+    assert reload_check(folder) <= 1e-5
+    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    exec(compile(found[1], "README.md", "exec"), scope)
+    check = load_file(folder / "check.safetensors")
+    torch.testing.assert_close(scope["logits"], check["logits"], rtol=1e-4, atol=1e-4)
+    assert check["embedding"].shape[1] == (32 if latent_map == "side" else 9)
+    if graphs:
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        _, e = session.run(None, {"x": check["inputs"].numpy()})
+        torch.testing.assert_close(torch.from_numpy(e), check["embedding"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_recipe_is_planned_without_data_and_helper() -> None:
+    subject = Subject(load_config("fashion-synergy"), Described(60000, 10, 1000.0, {}))
+    sizes = {name: tuple(p.shape) for name, p in subject.method.named_parameters()}
+    assert sizes["projection.layers.0.weight"] == (1024, 128)
+    assert sizes["classifier.weight"] == (10, 1024)
+
+
+@pytest.mark.parametrize(
+    "name", ["fashion-synergy-l2a", "fashion-synergy-v2a", "fashion-synergy-a2v"]
+)
+def test_the_recipes_of_the_other_directions_train(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = make_tiny(tmp_path / "data", 32, 4, ("image", "speech"), test=8)
+    helper = {"l2a": bert, "v2a": resnet, "a2v": wav2vec2}[name[-3:]](tmp_path / "helper")
+    key = "method.helper.path" if name.endswith("l2a") else "perceptors.0.path"
+    small = ("--data.batch", "16", "--data.streams", "4", "--engine.threads", "1")
+    words = [f"--{key}", str(helper), "--data.path", str(data.root), *small, "--engine.epochs", "1"]
+    out = tmp_path / "run"
+    assert cli(["train", name, "--out", str(out), "--engine.device", "cpu", *words]) == 0
+    last = [r["values"] for r in lines(out) if r["split"] == "diagnostics"][-1]
+    assert {"latent/loss", "latent/w2", "latent/sliced_w2"} == set(last)
+    terms = [r["values"] for r in lines(out) if r["split"] == "train"]
+    assert all("loss/latent" in t for t in terms)
+
+
+def test_a_run_against_one_of_another_size_is_refused(
+    runs: dict[str, Path], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = runs["root"] / "recipe.yaml"
+    text = recipe.read_text("utf-8").replace("unknown: force", "unknown: force\n  dim: 5")
+    text = re.sub(r"  helper: .*", "  targets: gaussian", text)
+    (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+    out = tmp_path / "small"
+    train(run_plan(load_config(str(tmp_path / "recipe.yaml"), ["--out", str(out)]), out))
+    words = ["eval", str(runs["helped"]), "--task", "latents", "--against", str(out)]
+    assert cli(words) == 2
+    assert "the latents differ in size" in capfd.readouterr().err
