@@ -81,15 +81,6 @@ def test_missing_shard(
     assert "train-000002.tar" in message(capsys)
 
 
-def test_fewer_shards_than_streams(
-    dataset: Dataset, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train(recipe, dataset.root, tmp_path / "run", "--data.streams", "8") == 2
-    said = message(capsys)
-    assert "data.streams" in said
-    assert "4 shards" in said
-
-
 def test_fewer_samples_than_streams(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,3 +227,18 @@ def test_a_card_tells_the_licences_of_perceptors_and_hides_paths(place: Path) ->
     recipe = yaml.safe_load(card.recipe)
     assert (recipe["out"], recipe["data"]["path"]) == ("", "tiny")
     assert set(card.metrics) >= {"top1"}
+
+
+def test_a_metric_that_was_not_finite_is_left_out_of_the_card(place: Path, tmp_path: Path) -> None:
+    from outmodal.launch.card import card_for
+
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["split"] == "eval"
+    last["values"] = {"top1": 0.5, "accuracy_disagreement": None}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    assert card_for(open_run(run)[0], run).metrics == {"top1": 0.5}
+    assert export(run, tmp_path / "out") == 0
+    assert "accuracy_disagreement" not in (tmp_path / "out" / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -44,6 +45,7 @@ def test_wheel_runs_from_an_empty_environment(tmp_path: Path) -> None:
         [python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)],
         check=True,
         capture_output=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -52,6 +52,14 @@ def parse(
         raise UserError(one_sentence(errors.getvalue()) + f" (see {prog} --help)") from None
 
 
+def parse_positional(
+    schema: type[T], argv: Sequence[str], key: str, *, prog: str, sample: str
+) -> T:
+    """Parse as `parse` does, with the bare arguments in front as the value of `--key`."""
+    args = [f"--{key}", *argv] if argv and not argv[0].startswith("-") else argv
+    return parse(schema, args, prog=prog, example=f"{prog} {sample}")
+
+
 def one_sentence(box: str) -> str:
     """tyro's error box without its frame and its closing advice."""
     lines = [_BOX.sub(" ", line).strip() for line in box.splitlines()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from outmodal.data.manifest import open_dataset
+from outmodal.data.opening import open_data
 from outmodal.launch.config import RunConfig
 from outmodal.launch.plots import read_metrics
 from outmodal.models.card import CardInfo
@@ -30,15 +30,18 @@ def card_for(config: RunConfig, run: Path, ema: bool = True) -> CardInfo:
         run: Its folder.
         ema: Whether the averaged weights are exported, where the run kept them.
     """
-    manifest = open_dataset(config.data.path).manifest
+    manifest = open_data(config.data).manifest
     perceptors = {m.perceptor for m in manifest.modalities.values() if m.perceptor}
     perceptors |= {f"{p.name}:{_without_folder(p.path)}" for p in config.perceptors}
+    helper = getattr(config.method, "helper", None)
+    if helper is not None:
+        perceptors.add(f"{helper.name}:{_without_folder(helper.path)}")
     averaged = config.engine.ema > 0
     return CardInfo(
         name=run.name,
         method=config.method.name,
         data=manifest.name,
-        command="outmodal train training.yaml --data.path DATASET --out RUN",
+        command=f"outmodal train training.yaml {_data_option(config)}--out RUN",
         recipe=recipe_of(config, manifest.name),
         metrics=_last_evaluation(run),
         perceptors=sorted(perceptors),
@@ -63,10 +66,17 @@ _METRICS_OF_THE_AVERAGE = (
 
 def recipe_of(config: RunConfig, data: str) -> str:
     """The configuration as YAML for another machine: absolute paths lose their folders, and the
-    data set is named instead of where it lay."""
+    data set is named instead of where it lay (the data sets of a mixture keep their names)."""
     values = _portable(config.model_dump(mode="json"))
-    values["out"], values["data"]["path"] = "", data
+    values["out"] = ""
+    if not values["data"]["mix"]:
+        values["data"]["path"] = data
     return yaml.safe_dump(values, sort_keys=False, width=100)
+
+
+def _data_option(config: RunConfig) -> str:
+    """What says where the data lie; the file of a mixture's run names them itself."""
+    return "" if config.data.mix else "--data.path DATASET "
 
 
 def _portable(value: Any) -> Any:
@@ -92,4 +102,5 @@ def _last_evaluation(run: Path) -> dict[str, float]:
     if not (run / "metrics.jsonl").is_file():
         return {}
     found = [line["values"] for line in read_metrics(run) if line["split"] == "eval"]
-    return dict(found[-1]) if found else {}
+    last = found[-1] if found else {}
+    return {name: value for name, value in last.items() if value is not None}  # not finite then

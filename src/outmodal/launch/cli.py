@@ -44,6 +44,8 @@ COMMANDS: Mapping[str, Command] = {
     "doctor": Command("doctor", "check this machine and its installation"),
 }
 
+_REMOTE = ("--allow-pipe", "--allow_pipe", "--data.remote.")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,6 +69,8 @@ def overview() -> str:
             *lines,
             "",
             "`outmodal COMMAND --help` shows a command's options and an example.",
+            "Data sets at addresses are read as --data.remote.KEY VALUE says (cache, cache_gb, "
+            "retries,\ntimeout, connect_timeout, pause); pipe: addresses want --allow-pipe.",
             "With --json a command prints one JSON object on stdout, all else on stderr.",
             "Exit codes: 0 done; 2 wrong input; 75 stopped early after a checkpoint; 1 else.",
         ]
@@ -93,7 +97,12 @@ def _run(name: str, argv: Sequence[str]) -> Outcome:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}")
     module = importlib.import_module(f"outmodal.launch.commands.{COMMANDS[name].module}")
-    return cast(Outcome, module.run(list(argv)))
+    if not any(word.startswith(_REMOTE) for word in argv):
+        return cast(Outcome, module.run(list(argv)))
+    from outmodal.launch.remote import chosen_remote
+
+    with chosen_remote(name, argv) as rest:
+        return cast(Outcome, module.run(rest))
 
 
 def _guarded(name: str, argv: Sequence[str]) -> Outcome:

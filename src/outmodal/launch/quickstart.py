@@ -98,11 +98,11 @@ def quickstart(out: Path, seed: int) -> dict[str, Any]:
 
 def _checked_dataset() -> Dataset:
     dataset = embedded_dataset()
-    total = sum(len(split.shards) for split in dataset.manifest.splits.values())
-    with progress_bar(total, "check", "shard") as bar:
+    total = sum(split.samples for split in dataset.manifest.splits.values())
+    with progress_bar(total, "check", "sample") as bar:
         report = check_dataset(dataset, 0, lambda done, total: bar.update(done - bar.n))
     if not report.ok:
-        raise UserError("; ".join(report.problems))
+        raise UserError("; ".join(map(str, report.problems)))
     return dataset
 
 

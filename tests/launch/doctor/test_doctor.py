@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from outmodal.data import unindexed
 from outmodal.errors import UserError
 from outmodal.launch.commands.doctor import run
 from outmodal.launch.doctor import machine, ranks, storage
@@ -98,7 +99,7 @@ def test_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     dataset = make_tiny(tmp_path / "data")
     lines = storage.data_lines(str(dataset.root))
-    assert {line.status for line in lines} == {"ok"}
+    assert {line.status for line in lines} == {"ok"}, lines
     shard = dataset.split("train").shards[0]
     path = dataset.shard_path(shard)
     raw = bytearray(path.read_bytes())
@@ -158,3 +159,46 @@ def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monk
 def test_bad_input() -> None:
     with pytest.raises(UserError, match="--nproc 0"):
         run(["--nproc", "0"])
+
+
+def test_what_an_epoch_uses_is_said(tmp_path: Path) -> None:
+    dataset = make_tiny(tmp_path / "data", 200)
+    lines = storage.data_lines(str(dataset.root))
+    (line,) = [line for line in lines if "an epoch has" in line.found]
+    assert "data.batch=128, an epoch has 200 samples, uses 128, drops 72" in line.found
+
+
+def test_the_mixture_of_a_recipe(tmp_path: Path) -> None:
+    one = make_tiny(tmp_path / "one", 40, 2, ("image", "speech", "text"))
+    two = make_tiny(tmp_path / "two", 30, 1, ("image",), seed=1)
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(
+        f"base: align\ndata:\n  batch: 64\n  mix:\n    - {{path: {one.root}}}\n"
+        f"    - {{path: {two.root}, weight: 2}}\n"
+    )
+    lines = storage.recipe_lines(str(recipe))
+    assert {line.status for line in lines} == {"ok"}, lines
+    text = "\n".join(line.found for line in lines)
+    assert "70 samples in 3 shards" in text
+    assert "an epoch has 70 samples, uses 64, drops 6" in text
+    assert "tiny-2: 30 samples, 60.0 %, 1.28 passes" in text
+    assert "reading takes at most about" in text
+    recipe.write_text(recipe.read_text().replace("batch: 64", "batch: 128"))
+    (line,) = [line for line in storage.recipe_lines(str(recipe)) if line.status == "warning"]
+    assert line.remedy == "use data.batch=70 or less"
+    recipe.write_text(f"base: align\ndata:\n  mix: [{{path: {tmp_path / 'gone'}}}]\n")
+    (line,) = storage.recipe_lines(str(recipe))
+    assert (line.status, line.found) == ("failure", "cannot be opened")
+
+
+def test_giant_shards_without_an_index_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_tiny(tmp_path / "data")
+    assert unindexed.unindexed_notice(dataset, "train") == ""
+    monkeypatch.setattr(unindexed, "GIANT", 1000)
+    for path in dataset.root.glob("*.index"):
+        path.unlink()
+    (line,) = [x for x in storage.data_lines(str(dataset.root)) if x.status == "warning"]
+    assert "has no index file" in line.found
+    assert "data index" in line.remedy

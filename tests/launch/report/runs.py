@@ -13,7 +13,7 @@ from outmodal.launch.running import run_plan
 from outmodal.train.run import train
 from tests.data.tiny import make_tiny
 
-_HEAD = """
+HEAD = """
 data: {{path: {data}, batch: 16, streams: 4, window: 16}}
 optim: {{name: adam, lr: 1.0e-2}}
 engine: {{epochs: 4, device: cpu, log_every: 1, threads: 1}}
@@ -43,7 +43,7 @@ def trained(root: Path, names: Sequence[str]) -> dict[str, Path]:
     runs = {}
     for name in names:
         recipe = root / f"{name}.yaml"
-        recipe.write_text(_HEAD.format(data=data.root) + METHODS[name], "utf-8")
+        recipe.write_text(HEAD.format(data=data.root) + METHODS[name], "utf-8")
         runs[name] = root / name
         train(run_plan(load_config(str(recipe), ["--out", str(runs[name])]), runs[name]))
     return runs

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from outmodal.launch.report import charts
-from outmodal.launch.report.board import Curve
+from outmodal.data.batch import StreamSpec
+from outmodal.errors import UserError
+from outmodal.launch.report import charts, measure
 from outmodal.launch.report.embedding import embedding_map
-from outmodal.launch.report.intervals import score
 from outmodal.launch.report.markup import Markup, data, tag
 from outmodal.launch.report.measure import Measured, gaps
 from outmodal.launch.report.reading import read_runs
 from outmodal.launch.report.summary import changes
+from outmodal.train.intervals import score
 from tests.launch.report.runs import boarded, by_hand, line
 
 
@@ -59,7 +62,7 @@ def test_an_interval_of_numbers_agrees_with_scipy() -> None:
 
 
 def test_a_thinned_curve_keeps_its_ends_and_peaks() -> None:
-    points: Curve = [(i, float(np.sin(i))) for i in range(20_000)]
+    points: list[tuple[float, float | None]] = [(i, float(np.sin(i))) for i in range(20_000)]
     points[7777] = (7777, 50.0)
     kept = charts.thinned(points, 800)
     assert len(kept) <= 802
@@ -71,6 +74,7 @@ def test_a_thinned_curve_keeps_its_ends_and_peaks() -> None:
 
 def test_curves_go_to_their_charts(tmp_path: Path) -> None:
     text = line(0, "epoch", **{"mmd/a": 0.5, "agreement_rate": 0.2, "anchor_purity": 0.1})
+    text += line(1, "diagnostics", **{"mmd/a-b": 0.5, "judge_accuracy/a": 0.25})
     text += line(1, "train", **{"loss": 1.0, "loss/x": 0.5, "lr": 0.1})
     text += line(
         1, "eval", **{"top1": 0.2, "top5": 0.4, "a_to_b/r1_class": 0.1, "agreement_rate": 1}
@@ -91,7 +95,12 @@ def test_curves_go_to_their_charts(tmp_path: Path) -> None:
         "b: top1",
         "b: top5",
     ]
-    assert [c.title for c in charts.discrepancy(runs)] == ["MMD over training"]
+    assert [c.title for c in charts.discrepancy(runs)] == [
+        "MMD over training (evaluation split)",
+        "Accuracy of the known modalities' heads over training (evaluation split)",
+        "MMD over training (training split)",
+    ]
+    assert [c.percent for c in charts.discrepancy(runs)] == [False, True, False]
     assert [c.key for c in charts.agreement(runs)] == ["agreement-eval", "agreement-epoch"]
     assert [c.key for c in charts.refreshes(runs)] == ["epoch-shares"]
     boarded(tmp_path / "a", "speed/steps_per_s", [2.0])
@@ -148,3 +157,36 @@ def test_the_gap_is_the_distance_of_means() -> None:
     assert (gap.first, gap.second) == ("a", "b")
     assert gap.distance == pytest.approx(2**0.5)
     assert gaps({"a": a, "b": b}, {"a": everyone, "b": ~everyone}) == []
+
+
+class _Answers:
+    """Passes of a method that knows some names."""
+
+    def __init__(self, known: dict[str, dict[str, torch.Tensor]]) -> None:
+        self._known = known
+
+    def infer(self, what: str, spec: StreamSpec) -> dict[str, torch.Tensor]:
+        if what not in self._known:
+            raise ValueError(what)
+        return self._known[what]
+
+    def weights(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def test_methods_that_the_page_does_not_know_are_measured_as_far_as_they_answer() -> None:
+    there = torch.ones(4, dtype=torch.bool)
+    label = torch.tensor([0, 1, 1, -1])
+    frame = Measured("step-1", "test", 4, 4, ("x", "y"), label)
+    method: Any = SimpleNamespace(context=SimpleNamespace(learners={"a": None}, batch=4))
+    logits = torch.eye(2)[torch.tensor([0, 1, 0, 0])]
+    known = {
+        "embedding:a": {"embedding": torch.eye(4), "present": there},
+        "logits": {"logits": logits, "present": there},
+    }
+    found = measure._other(frame, method, _Answers(known), None)
+    values = [(s.name, s.value, s.count) for s in found.scores]
+    assert values == [("top1", pytest.approx(2 / 3), 3), ("top5", 1.0, 3)]
+    assert found.features["a"].shape == (4, 4)
+    with pytest.raises(UserError, match="neither logits nor embeddings"):
+        measure._other(frame, method, _Answers({}), None)

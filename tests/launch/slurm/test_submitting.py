@@ -131,6 +131,29 @@ def test_what_is_refused_without_a_cluster(
         assert word in answer["error"]
 
 
+def test_a_dry_run_where_slurm_is_installed_but_not_set_up(
+    recipe: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: fatal: no configuration source' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:/bin")
+    where = (recipe, "--out", str(tmp_path / "run"), "--data.window", "16")
+    assert main(["submit", *where, "--dry-run"]) == 0
+    assert "#SBATCH --job-name=tiny\n" in capfd.readouterr().out
+    assert "not checked against a cluster: sbatch refused: no configuration source" in caplog.text
+    code, answer = submit(capfd, *where)
+    assert (code, "no configuration source" in answer["error"]) == (2, True)
+    # what the profile alone forbids is still refused
+    code, answer = submit(capfd, *where, "--dry-run", "--time", "1:00")
+    assert (code, "--time 1:00" in answer["error"]) == (2, True)
+
+
 def test_a_full_disk_is_named(
     recipe: str,
     tmp_path: Path,

@@ -175,7 +175,7 @@ def _excerpt(folder: Path, samples: int) -> Dataset:
         raise UserError(f"an epoch has at most {first.samples} samples here, got {samples}")
     folder.mkdir(parents=True)
     with ShardWriter(folder / f"{SPLIT}-000000.tar") as shard:
-        for _, key, members in read_shard(source.shard_path(first), stop=samples):
+        for _, key, members in read_shard(source.shard(first), stop=samples):
             shard.add(key, members)
     split = SplitInfo(samples=samples, shards=(shard.info,))
     manifest = source.manifest.model_copy(update={"splits": {SPLIT: split}})

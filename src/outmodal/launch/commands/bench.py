@@ -8,17 +8,20 @@ from typing import Literal
 
 from outmodal.errors import UserError, nearest
 from outmodal.launch.arguments import parse
+from outmodal.launch.bench.data_command import run_data
 from outmodal.launch.bench.kernel_command import run_kernels
 from outmodal.launch.bench.train_command import run_train
 from outmodal.launch.cli import Outcome
 
 USAGE = """usage: outmodal bench WHAT ...
 
+  data          reading pictures, sounds, films and arrays beside webdataset with plain decoders
   kernels       losses over all pairs against other projects' and stock operations
   perceptors    towers against stock modules, and cached features against live perceptors
   train         steps over processes and strategies, and what checkpoints cost
 
-examples: outmodal bench kernels --op nce --n 8192 --device cpu --threads 1
+examples: outmodal bench data --workers 1 2 --transcoded
+          outmodal bench kernels --op nce --n 8192 --device cpu --threads 1
           outmodal bench perceptors --size small --threads 1
           outmodal bench train --rounds 3
 """
@@ -53,6 +56,7 @@ class PerceptorArgs:
 def run(argv: Sequence[str]) -> Outcome:
     """Entry point of the command."""
     commands: dict[str, Callable[[list[str]], Outcome]] = {
+        "data": run_data,
         "kernels": run_kernels,
         "perceptors": _perceptors,
         "train": run_train,

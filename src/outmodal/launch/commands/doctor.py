@@ -28,6 +28,8 @@ class DoctorArgs:
     """Where runs will be written: its disk is checked."""
     data: tuple[str, ...] = ("fashion-speech-sample",)
     """Data sets to open and to read samples of."""
+    recipe: str = ""
+    """A recipe whose data, a mixture perhaps, are looked at as well, with what an epoch uses."""
     nproc: int = 1
     """Local processes to measure between."""
     draft_profile: Path | None = None
@@ -48,13 +50,15 @@ def _lines(args: DoctorArgs) -> list[Line]:
     from outmodal.launch.doctor.cluster import slurm_lines
     from outmodal.launch.doctor.machine import machine_lines
     from outmodal.launch.doctor.ranks import rank_lines, together
-    from outmodal.launch.doctor.storage import data_lines, disk_line
+    from outmodal.launch.doctor.storage import data_lines, disk_line, recipe_lines
     from outmodal.train import gather
 
     gather.open_world(timeout_minutes=2.0)
     own = [*machine_lines(), *slurm_lines(), disk_line(args.out)]
     for path in args.data:
         own += data_lines(path)
+    if args.recipe:
+        own += recipe_lines(args.recipe)
     if args.draft_profile is not None and gather.is_main():
         own.append(_drafted(args.draft_profile))
     return [*together(own), *rank_lines()]

@@ -1,71 +1,19 @@
-"""`outmodal eval`: a run by its method or by what its frozen encoders tell, an export's
-classifier, or perceptors alone."""
+"""`outmodal eval`: a run, exports, or perceptors, by one of the tasks of `launch.eval.tasks`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from outmodal.errors import UserError
 from outmodal.launch.arguments import parse
 from outmodal.launch.cli import Outcome
-from outmodal.train.combinations import Missing, Which
-from outmodal.train.encoder_tasks import POOL, Directions
-from outmodal.train.probing import ProbeConfig
+from outmodal.launch.eval.arguments import OF_A_RUN, OF_ENCODERS, OF_PERCEPTORS, EvalArgs
 
-if TYPE_CHECKING:
-    from outmodal.train.evaluation import Evaluation
-
-_OF_A_RUN = "outmodal eval runs/cox --data DATASET"
-_OF_ENCODERS = "outmodal eval runs/align --task combinations --probe.epochs 20"
-_OF_PERCEPTORS = "outmodal eval --perceptor image=CLIP --data DATASET --task classify"
-
-
-@dataclass(frozen=True)
-class EvalArgs:
-    """Evaluate a run or an export (accuracy of the classifier, or alignment where that is what
-    the run trained); the frozen encoders of a run (probe, combinations, retrieve); or perceptors
-    alone: zero-shot classification by class names, or retrieval between two modalities."""
-
-    what: Path | None = None
-    """Folder of a run or of an export; none where perceptors are named."""
-    data: str = ""
-    """Data set; a run's own where empty."""
-    split: str = ""
-    """Split; the run's evaluation split where empty, "test" for an export and for perceptors."""
-    task: Literal["classify", "retrieve", "probe", "combinations"] = "classify"
-    """probe: a small network on the representations of all modalities; combinations: one for each
-    combination of modalities; both are of a run only."""
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """The network of probe and combinations; it learns on the run's training split."""
-    subsets: Which = "all"
-    """combinations: every one, or single modalities and all of them."""
-    missing: Missing = "separate"
-    """combinations: a network for each; or one of all modalities, with the others filled."""
-    directions: Directions = "rest"
-    """retrieve: all other modalities together ask for each one, or each asks for each other."""
-    query: tuple[str, ...] = ()
-    """retrieve: modalities that ask, where it is these only; wants --target."""
-    target: str = ""
-    """retrieve: the modality that --query looks for."""
-    pool: int = POOL
-    """retrieve: also among so many candidates a query; 0 leaves it out."""
-    perceptor: tuple[str, ...] = ()
-    """As in `outmodal embed`. classify: the modality's, and a second one for the prompts unless
-    the first has a text side; retrieve: one for each of two modalities."""
-    template: tuple[str, ...] = ()
-    """What class names are put into, as "a photo of a {}."; averaged. A set for the kind of
-    modality where none is given."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the perceptors."""
-    compile: bool = False
-    """Whether perceptors go through torch.compile."""
-    batch: int = 256
-    """Samples that perceptors encode together."""
-    workers: int = 0
-    """Processes that read for perceptors."""
+_MINUTES = 60.0
+"""Longest that a process waits for another one."""
 
 
 def run(argv: Sequence[str]) -> Outcome:
@@ -73,89 +21,60 @@ def run(argv: Sequence[str]) -> Outcome:
     args = list(argv)
     if args and not args[0].startswith("-"):
         args = ["--what", *args]
-    example = "\n         ".join([_OF_A_RUN, _OF_ENCODERS, _OF_PERCEPTORS])
+    example = "\n         ".join([OF_A_RUN, OF_ENCODERS, OF_PERCEPTORS])
     parsed = parse(EvalArgs, args, prog="outmodal eval", example=example)
-    result = _of_perceptors(parsed) if parsed.perceptor else _of_a_folder(parsed)
-    lines = [f"{name:<28} {value:.4f}" for name, value in sorted(result.metrics.items())]
-    lines += [f"  {name:<26} {value:.4f}" for name, value in result.per_class.items()]
-    data = {"metrics": result.metrics, "per_class": result.per_class, "samples": result.samples}
-    return Outcome(data, "\n".join(lines))
+    if parsed.nproc < 1:
+        raise UserError(f"--nproc {parsed.nproc}: give the number of processes, 1 or more")
+    if parsed.draws < 0:
+        raise UserError(f"--draws {parsed.draws}: give the number of resamples, 0 or more")
+    if parsed.nproc > 1 and "RANK" not in os.environ:
+        return _several(argv, parsed.nproc)
+    with _alike():
+        return _evaluate(parsed)
 
 
-def _of_a_folder(args: EvalArgs) -> Evaluation:
-    from outmodal.launch.running import open_run
-    from outmodal.train.evaluation import evaluate_export, evaluate_run
+def _several(argv: Sequence[str], count: int) -> Outcome:
+    from outmodal.launch.eval.output import as_text
+    from outmodal.launch.local import run_local
 
-    if args.what is None:
-        raise UserError(f"name a run, an export, or --perceptor ({_OF_A_RUN})")
-    if args.template:
-        raise UserError(f"--template is for perceptors: leave it out ({_OF_A_RUN})")
-    if args.task != "classify":
-        return _of_encoders(args)
-    if (args.what / "outmodal.json").is_file():
-        if not args.data:
-            raise UserError(f"--data is missing: an export holds no data ({_OF_A_RUN})")
-        return evaluate_export(args.what, args.data, args.split or "test")
-    return evaluate_run(open_run(args.what)[1], args.data, args.split)
+    code, answer = run_local(["eval", *argv, "--json"], count)
+    data = json.loads(answer) if answer.strip() else {"exit_code": code}
+    return Outcome(data, as_text(data) if code == 0 else "", code)
 
 
-def _of_encoders(args: EvalArgs) -> Evaluation:
-    from outmodal.launch.running import open_run
-    from outmodal.train.encoder_tasks import combinations_task, probe_task, retrieve_task
-    from outmodal.train.representations import open_encoder
+def _evaluate(args: EvalArgs) -> Outcome:
+    """Evaluate in this process, one of however many."""
+    from outmodal.launch.eval import output
+    from outmodal.launch.eval.targets import open_target
+    from outmodal.launch.eval.tasks import evaluate
+    from outmodal.train import gather
+    from outmodal.train.together import on_main
 
-    assert args.what is not None
-    if (args.what / "outmodal.json").is_file():
-        raise UserError(
-            f"--task {args.task} is of a run, and {args.what} is an export: name the run's folder"
-        )
-    plan = open_run(args.what)[1]
-    train, test = plan.data.train_split, args.split or plan.data.eval_split
-    with open_encoder(plan, args.data) as encoder:
-        if args.task == "probe":
-            return probe_task(encoder, train, test, args.probe)
-        if args.task == "combinations":
-            which, missing = args.subsets, args.missing
-            return combinations_task(encoder, train, test, args.probe, which=which, missing=missing)
-        return retrieve_task(
-            encoder,
-            test,
-            directions=args.directions,
-            query=args.query,
-            target=args.target,
-            pool=args.pool,
-        )
+    gather.open_world("auto", _MINUTES)
+    on_main(lambda: output.check_csv(args.csv))
+    with open_target(args) as target:
+        found = evaluate(target, args)
+        data = output.record(args.task, target, found)
+        path = output.record_path(args.task, target)
+    if gather.is_main():
+        output.keep(path, data)
+    if args.csv:
+        on_main(lambda: output.write_csv(args.csv, data["rows"]))
+    return Outcome(data, output.as_text(data) if gather.is_main() else "")
 
 
-def _of_perceptors(args: EvalArgs) -> Evaluation:
+@contextmanager
+def _alike() -> Iterator[None]:
+    """One thread a process, as for `outmodal embed`: the last bits of a matrix product depend on
+    the number of threads, and results must not depend on how many processes made them."""
     import torch
 
-    from outmodal.data.manifest import open_dataset
-    from outmodal.launch.commands.embed import perceptor_config
-    from outmodal.train.perceptor_evaluation import classify, retrieve
-
-    if args.what is not None:
-        raise UserError(f"name either {args.what} or --perceptor, not both")
-    if not args.data:
-        raise UserError(f"--data is missing ({_OF_PERCEPTORS})")
-    if args.task in ("probe", "combinations"):
-        raise UserError(f"--task {args.task} is of a run: name its folder ({_OF_ENCODERS})")
-    if args.template and args.task != "classify":
-        raise UserError("--template is for --task classify: leave it out")
-    changes = {"precision": args.precision, "compile": args.compile}
-    configs = [perceptor_config(text).model_copy(update=changes) for text in args.perceptor]
-    dataset, split = open_dataset(args.data), args.split or "test"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.task == "retrieve":
-        return retrieve(
-            dataset, configs, split=split, batch=args.batch, workers=args.workers, device=device
-        )
-    return classify(
-        dataset,
-        configs,
-        split=split,
-        templates=args.template,
-        batch=args.batch,
-        workers=args.workers,
-        device=device,
-    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    except UserError as error:  # every process finds the same mistake: one of each machine says it
+        error.quiet = error.quiet or os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
+    finally:
+        torch.set_num_threads(before)

@@ -151,7 +151,7 @@ def _check_answers(dataset: Dataset, cell: Cell, measure: Measure) -> None:
         shards = dataset.split(split).shards
         if measure.task == "retrieve" or (read_labels(dataset, split) >= 0).any():
             continue
-        suffixes = scan_shard(dataset.shard_path(shards[0])).suffixes(0)
+        suffixes = scan_shard(dataset.shard(shards[0])).suffixes(0)
         if not any(s.split(".")[0] == "target" for s in suffixes):
             raise UserError(
                 f"{dataset.root}: split '{split}' has neither labels nor targets, so a probe has "

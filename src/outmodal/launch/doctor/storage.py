@@ -8,12 +8,22 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from outmodal.data.batch import StreamSpec
 from outmodal.data.decode import DecodeError, decode
-from outmodal.data.manifest import Dataset, SplitInfo, open_dataset
+from outmodal.data.epoch import epoch_use
+from outmodal.data.manifest import Dataset, ShardInfo, SplitInfo
+from outmodal.data.memory import memory_bound, memory_sentence
+from outmodal.data.opening import open_data
 from outmodal.data.shards import ShardDamage, read_shard
+from outmodal.data.stream import StreamConfig
+from outmodal.data.unindexed import unindexed_notice
 from outmodal.errors import UserError
 from outmodal.launch.doctor.line import Line
+
+if TYPE_CHECKING:
+    from outmodal.launch.config import RunConfig
 
 _MB, _GB = 1 << 20, 1 << 30
 _SLOW = 50.0  # MB/s below which a checkpoint of a base-size model takes half a minute
@@ -54,25 +64,73 @@ def _write_rate(folder: Path, size: int) -> float:
 
 
 def data_lines(path: str) -> list[Line]:
-    """For each split of a data set: its size, and whether its first samples can be read."""
-    name = f"data {path}"
+    """For each split of a data set: its size, what an epoch uses of it, and whether its first
+    samples can be read."""
+    return _lines(f"data {path}", StreamConfig(path=path), fixed=False)
+
+
+def recipe_lines(recipe: str) -> list[Line]:
+    """The same for the data of a recipe, which may be a mixture, at the recipe's batch."""
+    from outmodal.launch.config import load_config
+
     try:
-        dataset = open_dataset(path)
+        config = load_config(recipe)
+    except UserError as error:
+        return [Line(f"recipe {recipe}", "failure", "cannot be read", str(error))]
+    lines = _lines(f"data of {recipe}", config.data, fixed=True)
+    failed = any(line.status == "failure" for line in lines)
+    return lines if failed else [*lines, _memory(recipe, config)]
+
+
+def _memory(recipe: str, config: RunConfig) -> Line:
+    """What the learners' data take in memory; what perceptors read comes on top."""
+    name = f"data of {recipe} memory"
+    dataset, data = open_data(config.data), config.data
+    try:
+        inputs = {c.modality: c.input.build(dataset, c.modality, None) for c in config.learners}
+        specs = [StreamSpec("train", data.train_split, tuple(inputs), data.batch)]
+        return Line(name, "ok", memory_sentence(memory_bound(dataset, inputs, data, specs)))
+    except UserError as error:
+        return Line(name, "failure", "a learner does not fit the data", str(error))
+
+
+def _lines(name: str, config: StreamConfig, *, fixed: bool) -> list[Line]:
+    """`fixed` is whether somebody chose the batch."""
+    try:
+        dataset = open_data(config)
+        splits = dataset.manifest.splits.items()
+        lines = [_split(name, dataset, split, info) for split, info in splits]
+        filled = config.train_split in dataset.manifest.splits
+        if filled and dataset.manifest.splits[config.train_split].samples:
+            lines += _epoch(name, dataset, config, fixed)
     except UserError as error:
         return [Line(name, "failure", "cannot be opened", str(error))]
-    return [_split(name, dataset, split, info) for split, info in dataset.manifest.splits.items()]
+    return lines
+
+
+def _epoch(name: str, dataset: Dataset, config: StreamConfig, fixed: bool) -> list[Line]:
+    """What an epoch uses, and what is slow to begin with."""
+    name = f"{name} {config.train_split}"
+    use = epoch_use(dataset, config.train_split, config.batch)
+    found = f"at data.batch={config.batch}, {use.sentence()}"
+    lines = [Line(name, "ok", found)]
+    if fixed and not use.used:
+        remedy = f"use data.batch={use.samples} or less"
+        lines = [Line(name, "warning", found, remedy)]
+    slow = unindexed_notice(dataset, config.train_split)
+    return [*lines, Line(name, "warning", *slow.split(": ", 1))] if slow else lines
 
 
 def _split(name: str, dataset: Dataset, split: str, info: SplitInfo) -> Line:
     name = f"{name} {split}"
-    if not info.shards:
+    if not info.samples:
         return Line(name, "warning", "no samples", "build the split, or leave it out")
     begin = time.perf_counter()
-    shard = info.shards[0]
+    shard = next(shard for shard in info.shards if shard.samples)
     try:
-        count = _read(dataset, dataset.shard_path(shard), min(_SAMPLES, shard.samples))
+        count = _read(dataset, shard, min(_SAMPLES, shard.samples))
     except (ShardDamage, DecodeError, OSError) as error:
-        remedy = f"outmodal data check {dataset.root}"
+        remedy = f"outmodal data check {dataset.where}"
         return Line(name, "failure", f"{shard.file}: {error}", remedy)
     spent = 1000 * (time.perf_counter() - begin) / max(1, count)
     found = (
@@ -81,12 +139,13 @@ def _split(name: str, dataset: Dataset, split: str, info: SplitInfo) -> Line:
     return Line(name, "ok", found)
 
 
-def _read(dataset: Dataset, path: Path, stop: int) -> int:
+def _read(dataset: Dataset, shard: ShardInfo, stop: int) -> int:
+    specs = {name: dataset.modality_in(shard, name) for name in dataset.manifest.modalities}
     count = 0
-    for _, _, members in read_shard(path, stop=stop):
-        for modality, spec in dataset.manifest.modalities.items():
-            data = members.get(f"{modality}.{spec.ext}")
-            if data is not None:
+    for _, _, members in read_shard(dataset.shard(shard), stop=stop):
+        for modality, spec in specs.items():
+            data = None if spec is None else members.get(f"{modality}.{spec.ext}")
+            if spec is not None and data is not None:
                 decode(spec, data)
         count += 1
     return count

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from outmodal.data.epoch import EpochUse
 from outmodal.errors import UserError
 from outmodal.launch.plan.advice import Option, first_that_fits
 from outmodal.launch.plan.costs import Costs
@@ -54,6 +55,7 @@ class Estimate:
         proposal: The least change that fits; None where nothing is to change or nothing helps.
         step, wire, loading, survival: Of the chosen one.
         steps: Optimizer steps of the run.
+        use: Samples that an epoch has, uses and drops.
     """
 
     machine: Machine
@@ -70,6 +72,7 @@ class Estimate:
     loading: Loading
     survival: Survival
     steps: int
+    use: EpochUse
     flops: float
 
     @property
@@ -161,6 +164,7 @@ class Planner:
                 proposal,
                 *self._rates(machine, rows, passes, chosen, known),
                 self.steps(),
+                self.subject.facts.use,
                 float(self.costs(rows, again).flops.sum()),
             ),
             known,

@@ -57,9 +57,11 @@ def assumed_rate(kinds: Mapping[str, str]) -> float:
 
 def timed_rate(dataset: Dataset, split: str, transforms: Mapping[str, Transform]) -> float:
     """Samples a second that this machine's core decodes and transforms, of the first ones."""
-    specs = {m: dataset.modality(m) for m in transforms if m in dataset.manifest.modalities}
-    shard = dataset.split(split).shards[0]
-    path = dataset.shard_path(shard)
+    shard = next(info for info in dataset.split(split).shards if info.samples)
+    known = [m for m in transforms if m in dataset.manifest.modalities]
+    found = {m: dataset.modality_in(shard, m) for m in known}
+    specs = {m: spec for m, spec in found.items() if spec is not None}
+    path = dataset.shard(shard)
     stop = min(_TIMED, shard.samples)
     begin = time.perf_counter()
     for _, key, members in read_shard(path, stop=stop):

@@ -6,7 +6,7 @@ The data set need not be at hand: `Described` stands in for one that will be.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outmodal.data.batch import Batch, StreamSpec
+from outmodal.data.epoch import EpochUse, epoch_use
 from outmodal.data.inputs import TokenInput, VectorInput
-from outmodal.data.manifest import Dataset, Manifest, Modality, ShardInfo, SplitInfo, open_dataset
+from outmodal.data.manifest import Dataset, Manifest, Modality, ShardInfo, SplitInfo
+from outmodal.data.opening import open_data
 from outmodal.data.transform import Transform, Value
 from outmodal.errors import UserError
 from outmodal.launch.config import RunConfig
@@ -27,7 +29,7 @@ from outmodal.launch.running import run_plan
 from outmodal.models.perceptors import load_perceptor
 from outmodal.train.features import unmade
 from outmodal.train.live import seen_through
-from outmodal.train.methods import AnyMethod
+from outmodal.train.methods import AnyMethod, imagined
 from outmodal.train.methods.base import WholeBatchMethod
 from outmodal.train.run import make_method, make_transforms
 
@@ -68,11 +70,13 @@ class Facts:
         samples: Training samples.
         sample_bytes: Mean bytes of a sample in its shard.
         steps_per_epoch: Optimizer steps of an epoch.
+        use: Samples that it has, uses and drops.
     """
 
     samples: int
     sample_bytes: float
     steps_per_epoch: int
+    use: EpochUse
 
 
 class Subject:
@@ -88,7 +92,7 @@ class Subject:
 
     def __init__(self, config: RunConfig, described: Described | None = None) -> None:
         self.config = config
-        dataset = _described(config, described) if described else open_dataset(config.data.path)
+        dataset = _described(config, described) if described else open_data(config.data)
         self._few: list[tuple[int, Costs]] = []
         self.dataset, self._described = dataset, described is not None
         configs = [] if described else unmade(dataset, config.perceptors)
@@ -98,6 +102,8 @@ class Subject:
         seen, _ = seen_through(dataset, self.perceptors, learned)
         with TemporaryDirectory() as folder:
             plan = run_plan(config, Path(folder))
+            if described:
+                plan = replace(plan, method=imagined(config.method, described.classes))
             self.transforms = (
                 _unread(config, described) if described else make_transforms(plan, seen)
             )
@@ -109,6 +115,12 @@ class Subject:
             split.samples,
             described.sample_bytes if described else stored / split.samples,
             max(1, self.method.steps_per_epoch()),
+            epoch_use(
+                dataset,
+                config.data.train_split,
+                config.data.batch,
+                self.method.steps_per_epoch(),
+            ),
         )
 
     @property

@@ -39,6 +39,7 @@ def as_data(found: Estimate) -> dict[str, Any]:
         "steps": found.steps,
         "hours": found.hours,
         "gpu_hours": found.hours * machine.size,
+        "epoch": asdict(found.use) | {"used": found.use.used, "dropped": found.use.dropped},
         "loader": asdict(found.loading),
         "checkpoint": asdict(found.survival) | {"interval_steps": interval_steps(found)},
     }
@@ -129,6 +130,7 @@ def _rates(found: Estimate) -> list[str]:
         f"{100 * found.utilisation:.0f} % of the GPUs' bf16 rate",
         f"run             {found.steps:,} steps, {found.hours:,.1f} h, "
         f"{found.hours * found.machine.size:,.0f} GPU hours",
+        f"epoch           {found.use.sentence().removeprefix('an epoch ')}",
         f"loader          {load.cores:.1f} cores a node at {load.per_core:,.0f} samples/s each "
         f"({source}); {load.bytes_per_second / _MB:,.0f} MB/s from the storage",
         f"checkpoints     {kept.bytes / _GB:.2f} GB, stall {kept.stall:.2f} s; best every "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Curve = list[tuple[int, float | None]]
+Curve = Sequence[tuple[float, float | None]]
 """(step, value) in the order of steps; None where the value was not finite."""
 
-_SPLITS = ("train/", "eval/", "epoch/")
+_SPLITS = ("train/", "eval/", "epoch/", "diagnostics/")
 _log = logging.getLogger(__name__)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from outmodal.data.cache import write_atomic
 from outmodal.errors import UserError
 from outmodal.launch.report.embedding import Map, embedding_map
+from outmodal.launch.report.latents import joined
 from outmodal.launch.report.measure import Measured, measure
 from outmodal.launch.report.page import Contents, render
 from outmodal.launch.report.reading import RunRecord, read_runs
@@ -63,7 +64,8 @@ def write_report(folders: Sequence[Path], out: Path | None, samples: int, evalua
         laid_out = embedding_map(found)
         if laid_out is not None:
             maps[run.name] = laid_out
-    text = render(Contents(runs, measured, maps, missing)).encode()
+    contents = Contents(runs, measured, maps, missing, joined(runs, measured))
+    text = render(contents).encode()
     _write(path, text)
     return Report(path, len(text), {run.name: run.state for run in runs}, missing)
 

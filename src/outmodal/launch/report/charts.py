@@ -10,6 +10,17 @@ from typing import Any
 from outmodal.launch.report.board import Curve
 from outmodal.launch.report.reading import RunRecord
 
+_DISCREPANCY = (
+    ("mmd/", "MMD", "Maximum mean discrepancy: 0 where two modalities have one distribution."),
+    ("modality_gap/", "Modality gap", "Distance between the means of unit vectors, 0 to 2."),
+    (
+        "judge_accuracy/",
+        "Accuracy of the known modalities' heads",
+        "On the unknown modality. Each was trained on what its connection makes of a known one.",
+    ),
+)
+_APART = tuple(prefix for prefix, _, _ in _DISCREPANCY)
+
 POINTS = 800
 """Most points of a curve on the page."""
 
@@ -27,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure.
+    """One figure of lines.
 
     Attributes:
         key: Unique on the page.
@@ -35,6 +46,7 @@ class Chart:
         note: What it shows, for people who do not know the method.
         series: Its lines, at least one.
         percent: Values are shares of 1 and are shown as per cent.
+        x: What the points are over.
     """
 
     key: str
@@ -42,11 +54,12 @@ class Chart:
     note: str
     series: Sequence[Series]
     percent: bool = False
+    x: str = "step"
 
     def json(self) -> dict[str, Any]:
         """What the page's script draws."""
         series = [{"name": s.name, "points": thinned(s.points, POINTS)} for s in self.series]
-        return {"title": self.title, "x": "step", "percent": self.percent, "series": series}
+        return {"title": self.title, "x": self.x, "percent": self.percent, "series": series}
 
 
 def curve(run: RunRecord, split: str, name: str) -> Curve:
@@ -103,7 +116,10 @@ class Charts:
                 parts += [f"({split})"] if len(splits) > 1 else []
                 if points:
                     series.append(Series(self._named(run, " ".join(parts), title), points))
-        percent = all(_RATE.search(name.rpartition("/")[2]) for _, name in wanted)
+        percent = all(
+            _RATE.search(name.rpartition("/")[2]) or name.startswith("judge_accuracy/")
+            for _, name in wanted
+        )
         return [Chart(key, title, note, series, percent)] if series else []
 
     def board(self, key: str, title: str, note: str, tags: Sequence[str]) -> list[Chart]:
@@ -163,15 +179,15 @@ def evaluation(runs: Sequence[RunRecord]) -> list[Chart]:
 
 
 def discrepancy(runs: Sequence[RunRecord]) -> list[Chart]:
-    """COX's Figure 5: how far modalities lie apart, over training."""
+    """COX's Figure 5: how far modalities lie apart over training, and how well heads that were
+    trained on the mapped known modalities tell the classes of the unknown one."""
     charts, found = Charts(runs), []
-    for split in ("epoch", "eval"):
-        for prefix, title in (("mmd/", "MMD"), ("modality_gap/", "Modality gap")):
+    for split, where in (("diagnostics", "evaluation split"), ("epoch", "training split")):
+        for prefix, title, note in _DISCREPANCY:
             members = [n for n in names(runs, split) if n.startswith(prefix)]
-            note = "Each known modality, mapped by its connection, against the unknown modality."
             found += charts.of(
                 f"{split}-{prefix}",
-                f"{title} over training",
+                f"{title} over training ({where})",
                 note,
                 _on(split, members),
                 label=lambda name: name.partition("/")[2],
@@ -198,7 +214,7 @@ def refreshes(runs: Sequence[RunRecord]) -> list[Chart]:
     """What else a method reports between epochs, a chart for each family of names."""
     groups: dict[str, list[str]] = {}
     for name in names(runs, "epoch"):
-        if not _agreement(name) and not name.startswith(("mmd/", "modality_gap/")):
+        if not _agreement(name) and not name.startswith(_APART):
             group = name.partition("/")[0]
             alone = group == name and _RATE.search(name)
             groups.setdefault("shares" if alone else group, []).append(name)

@@ -10,10 +10,10 @@ import numpy as np
 
 from outmodal.launch.report.charts import Chart
 from outmodal.launch.report.embedding import Map
-from outmodal.launch.report.intervals import LEVEL, Score
 from outmodal.launch.report.markup import Markup, data, join, scroller, table, tag
 from outmodal.launch.report.measure import Measured
 from outmodal.launch.report.reading import RunRecord
+from outmodal.train.intervals import LEVEL, Score
 
 MOST_CLASSES = 40
 """Classes of a whole confusion matrix; of more, those with the most mistakes are shown."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from outmodal.launch.report import figures
 from outmodal.launch.report.board import Curve
-from outmodal.launch.report.charts import Chart, Charts
+from outmodal.launch.report.charts import Chart, Charts, Series
 from outmodal.launch.report.markup import Markup, join, table, tag
 from outmodal.launch.report.reading import RunRecord
 
-_SPEED, _WAIT, _SKIPPED = "speed/steps_per_s", "speed/data_wait_%", "data/skipped"
+_SPEED, _SKIPPED = "speed/steps_per_s", "data/skipped"
+_WAITS = ("data/waiting_percent", "speed/data_wait_%")
+"""Today's tag, and that of runs before it; a run has one of them, or both in turn."""
 
 _HARDWARE = (
     ("memory", "Memory", "Most so far, in MiB.", ("hardware/host_MiB", "hardware/gpu_MiB")),
@@ -32,7 +34,7 @@ def stream(runs: Sequence[RunRecord]) -> Markup:
     rows = [
         ["Steps a second, median", *[_median(run.board.get(_SPEED)) for run in runs]],
         ["Samples a second and stream, median", *[_samples(run) for run in runs]],
-        ["Waiting for data, mean %", *[_mean(run.board.get(_WAIT)) for run in runs]],
+        ["Waiting for data, mean %", *[_mean(_waiting(run)) for run in runs]],
         ["Corrupt samples skipped", *[_skipped(run) for run in runs]],
     ]
     drawn = Charts(runs)
@@ -47,7 +49,7 @@ def stream(runs: Sequence[RunRecord]) -> Markup:
             figures.charts(
                 [
                     *drawn.board("speed", "Speed", "Steps a second.", [_SPEED]),
-                    *drawn.board("wait", "Waiting for data", "Per cent of the time.", [_WAIT]),
+                    *_waits(runs),
                     *drawn.board("skipped", "Corrupt samples skipped", "So far.", [_SKIPPED]),
                 ]
             ),
@@ -65,6 +67,18 @@ def hardware(runs: Sequence[RunRecord]) -> Markup:
         return tag("p", "These runs recorded nothing about the machine.")
     note = "Of the main process; its loader workers count once they have ended."
     return join([tag("p", note, class_="hint"), figures.charts(found)])
+
+
+def _waiting(run: RunRecord) -> Curve:
+    found = {step: value for tag in reversed(_WAITS) for step, value in run.board.get(tag, ())}
+    return sorted(found.items())
+
+
+def _waits(runs: Sequence[RunRecord]) -> list[Chart]:
+    title = "Waiting for data"
+    lines = [(run.name if len(runs) > 1 else title, _waiting(run)) for run in runs]
+    series = [Series(name, points) for name, points in lines if points]
+    return [Chart("wait", title, "Per cent of the time.", series)] if series else []
 
 
 def _finite(curve: Curve | None) -> list[float]:

@@ -14,19 +14,22 @@ from torch import Tensor
 from outmodal.data.batch import StreamSpec
 from outmodal.data.manifest import Dataset
 from outmodal.errors import UserError
-from outmodal.launch.report.intervals import Score, score
-from outmodal.models.features import unit_norm
 from outmodal.train import diagnostics
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.evaluation import LocalPasses
-from outmodal.train.methods import Align, AnyMethod, Cox
-from outmodal.train.methods.base import Passes
+from outmodal.train.intervals import Score, score
+from outmodal.train.methods import Align, Cox, Synergy
+from outmodal.train.methods.base import Method, Passes
 from outmodal.train.methods.cox_sets import judge_all
 from outmodal.train.methods.supervised import Supervised
+from outmodal.train.methods.synergy_report import latents_of
 from outmodal.train.retrieval import TILE, score_by
 from outmodal.train.run import RunPlan, restore_method
 
 KS = (1, 5, 10)
+HELPER = "helper's targets"
+"""What stands beside the latents of a synergy run."""
+
 _MMD_SAMPLES = 1000
 
 
@@ -101,7 +104,7 @@ def measure(plan: RunPlan, most: int) -> Measured:
 
 
 def _measured(
-    method: AnyMethod, dataset: Dataset, passes: Passes, name: str, plan: RunPlan, most: int
+    method: Method, dataset: Dataset, passes: Passes, name: str, plan: RunPlan, most: int
 ) -> Measured:
     split = plan.data.eval_split
     truth = method.context.labels[split]
@@ -112,7 +115,7 @@ def _measured(
         return _classified(frame, method, passes, select)
     if isinstance(method, Align):
         return _aligned(frame, method, passes, select)
-    raise UserError("its method gives neither logits nor embeddings")
+    return _other(frame, method, passes, select)
 
 
 def _drawn(count: int, most: int, seed: int) -> NDArray[np.int64] | None:
@@ -132,6 +135,11 @@ def _classified(
         known = passes.infer("mapped", spec)
         features |= {m: known[f"mapped:{m}"].float() for m in method.known}
         present |= {m: known[f"present:{m}"].bool() for m in method.known}
+    if isinstance(method, Synergy):
+        held = latents_of(method, passes, frame.split, select)
+        targets = held.z.new_zeros(len(frame.label), held.target.shape[1])
+        targets[held.having] = held.target
+        features[HELPER], present[HELPER] = targets, held.having
     rows = present[unknown] & (frame.label >= 0)
     logits, label = out["logits"][rows], frame.label[rows]
     hits = (logits.argmax(dim=1) == label).numpy()
@@ -159,6 +167,35 @@ def _aligned(
         units = {m: features[m][both] for m in (a, b)}
         scores += _retrieved(method, units, a, b, frame.label[both])
     return _with(frame, scores, [], None, features, present)
+
+
+def _other(
+    frame: Measured, method: Method, passes: Passes, select: NDArray[np.int64] | None
+) -> Measured:
+    """Of a method that this page knows nothing about: embeddings of its learners, and the accuracy
+    of its classifier, as far as it answers to the usual names of `Method.infer`."""
+    features, present = {}, {}
+    scores: list[Score] = []
+    for m in method.context.learners:
+        spec = StreamSpec(f"report_{m}", frame.split, (m,), method.context.batch, select)
+        out = _asked(passes, f"embedding:{m}", spec)
+        if "embedding" in out:
+            features[m], present[m] = out["embedding"].float(), out["present"].bool()
+        out = _asked(passes, "logits", spec) if len(method.context.learners) == 1 else {}
+        if "logits" in out:
+            rows = out["present"].bool() & (frame.label >= 0)
+            scores = _top_k(out["logits"][rows], frame.label[rows])
+    if not features and not scores:
+        raise UserError("its method gives neither logits nor embeddings")
+    return _with(frame, scores, [], None, features, present)
+
+
+def _asked(passes: Passes, what: str, spec: StreamSpec) -> dict[str, Tensor]:
+    """What a method gives under a name; nothing where it does not know it."""
+    try:
+        return passes.infer(what, spec)
+    except (ValueError, KeyError, UserError):
+        return {}
 
 
 def _with(
@@ -250,11 +287,12 @@ def gaps(features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> list[
     maximum mean discrepancy; without modalities that no sample has or whose sizes differ."""
     held = {m: z[present[m]] for m, z in features.items() if bool(present[m].any())}
     return [
-        Gap(a, b, _centres(held[a], held[b]), diagnostics.mmd(held[a], held[b], limit=_MMD_SAMPLES))
+        Gap(
+            a,
+            b,
+            diagnostics.modality_gap(held[a], held[b]),
+            diagnostics.mmd(held[a], held[b], limit=_MMD_SAMPLES),
+        )
         for a, b in combinations(held, 2)
         if held[a].shape[1] == held[b].shape[1]
     ]
-
-
-def _centres(a: Tensor, b: Tensor) -> float:
-    return float((unit_norm(a).mean(dim=0) - unit_norm(b).mean(dim=0)).norm())

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from outmodal import __version__
-from outmodal.launch.report import charts, figures, summary
+from outmodal.launch.report import charts, figures, latents, summary
 from outmodal.launch.report.embedding import Map
+from outmodal.launch.report.evaluated import evaluated
+from outmodal.launch.report.latents import Joined
 from outmodal.launch.report.machine import hardware, stream
 from outmodal.launch.report.markup import Markup, join, tag
 from outmodal.launch.report.measure import Measured
@@ -28,12 +30,14 @@ class Contents:
         measured: Run's name -> its newest checkpoint on the evaluation split.
         maps: Run's name -> map of its features.
         missing: Run's name -> why it was not measured.
+        joined: Synergy runs, each with the one at alpha 0 in one map.
     """
 
     runs: Sequence[RunRecord]
     measured: Mapping[str, Measured] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    joined: Sequence[Joined] = ()
 
 
 def render(contents: Contents) -> str:
@@ -91,9 +95,11 @@ def _sections(contents: Contents) -> list[tuple[str, str, Markup]]:
         ("summary", "Summary", join([summary.unfinished(runs), summary.overview(runs)])),
         ("differences", "Configuration", _configuration(runs)),
         ("results", "Results", _results(contents)),
+        ("evaluations", "Evaluations", evaluated(runs)),
         ("curves", "Curves", figures.charts([*charts.training(runs), *charts.evaluation(runs)])),
         ("confusion", "Confusion", _confusion(measured)),
         ("map", "Embedding map", _maps(contents)),
+        ("latents", "Latents", _latents(contents)),
         ("gap", "Modality gap", _gaps(runs, measured)),
         ("agreement", "Agreement and disagreement", figures.charts(charts.agreement(runs))),
         ("refreshes", "Between epochs", figures.charts(charts.refreshes(runs))),
@@ -126,6 +132,12 @@ def _maps(contents: Contents) -> Markup:
         for run, found in contents.maps.items()
     ]
     return tag("div", *drawn, class_="figures") if drawn else join([])
+
+
+def _latents(contents: Contents) -> Markup:
+    drawn = [figures.embedding(j.laid_out, j.measured, j.name) for j in contents.joined]
+    maps = tag("div", *drawn, class_="figures") if drawn else join([])
+    return join([figures.charts(latents.curves(contents.runs)), maps])
 
 
 def _gaps(runs: Sequence[RunRecord], measured: Mapping[str, Measured]) -> Markup:

@@ -15,6 +15,7 @@ import yaml
 
 from outmodal.errors import UserError
 from outmodal.launch.report.board import Curve, read_board
+from outmodal.launch.report.evaluations import Evaluated, read_evaluations
 
 State = Literal["finished", "being written", "not finished"]
 
@@ -44,6 +45,8 @@ class RunRecord:
         board: What only TensorBoard has: tag -> (step, value) by step.
         state: Whether the run is done, and whether a process holds its folder now.
         checkpoints: Names, oldest first.
+        evaluations: What `outmodal eval` left in the folder `eval`.
+        refused: Names of files there that could not be read.
         changed: When metrics.jsonl was last written, seconds since 1970; 0 where there is none.
     """
 
@@ -57,6 +60,8 @@ class RunRecord:
     state: State
     checkpoints: Sequence[str]
     changed: float
+    evaluations: Sequence[Evaluated] = ()
+    refused: Sequence[str] = ()
 
     @property
     def step(self) -> int:
@@ -92,6 +97,7 @@ def read_run(root: Path, name: str) -> RunRecord:
         )
     text = path.read_text("utf-8")
     lines, torn = read_lines(root / "metrics.jsonl")
+    evaluations, refused = read_evaluations(root / "eval")
     return RunRecord(
         root=root,
         name=name,
@@ -103,6 +109,8 @@ def read_run(root: Path, name: str) -> RunRecord:
         state=_state(root),
         checkpoints=sorted(p.name for p in (root / "checkpoints").glob("step-*") if p.is_dir()),
         changed=_changed(root / "metrics.jsonl"),
+        evaluations=evaluations,
+        refused=refused,
     )
 
 

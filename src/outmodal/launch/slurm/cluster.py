@@ -37,14 +37,18 @@ class Partition:
     nodes: tuple[Node, ...]
 
 
+class NoAnswer(UserError):
+    """A command of SLURM is not installed, not set up, does not answer, or refuses."""
+
+
 def ask(*command: str) -> str:
     """Run one of SLURM's commands and return what it says.
 
     Raises:
-        UserError: It is not installed, does not answer, or refuses; with its own words.
+        NoAnswer: It says nothing; with its own words.
     """
     if shutil.which(command[0]) is None:
-        raise UserError(
+        raise NoAnswer(
             f"there is no {command[0]} on the path: submit from a login node of a SLURM cluster "
             "(--dry-run prints the script), or start here with `outmodal train --nproc N`"
         )
@@ -53,13 +57,13 @@ def ask(*command: str) -> str:
             command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise UserError(
+        raise NoAnswer(
             f"{command[0]} did not answer within {_TIMEOUT:.0f} s: SLURM's controller seems to be "
             "down; try again later, `scontrol ping` shows its state"
         ) from None
     if done.returncode:
         remedy = "" if command[0] == "sbatch" else "; `scontrol ping` shows whether SLURM is up"
-        raise UserError(f"{command[0]} refused: {_said(done.stderr)}{remedy}")
+        raise NoAnswer(f"{command[0]} refused: {_said(done.stderr)}{remedy}")
     return done.stdout
 
 
@@ -72,7 +76,7 @@ def read_partitions() -> dict[str, Partition]:
     """The cluster's partitions by name.
 
     Raises:
-        UserError: As `ask`.
+        NoAnswer: As `ask`.
     """
     nodes: dict[str, list[Node]] = {}
     for line in ask("sinfo", "--noheader", "--Node", "--format=%R|%N|%c|%G").splitlines():

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from outmodal.data.manifest import EMBEDDED, Dataset, open_dataset
+from outmodal.data.manifest import EMBEDDED, MANIFEST, Dataset
+from outmodal.data.mixture import Mixture
+from outmodal.data.opening import open_data
 from outmodal.data.plan import check_split
+from outmodal.data.store_config import pipes_allowed
 from outmodal.data.stream import resolve_streams
 from outmodal.errors import UserError
 from outmodal.launch.cli import Outcome
 from outmodal.launch.commands.submit import SubmitArgs
 from outmodal.launch.commands.train import take_option
 from outmodal.launch.config import RunConfig, dump_config, load_config, resolved_out
-from outmodal.launch.slurm.cluster import ask, check_request, read_partitions, seconds
+from outmodal.launch.slurm.cluster import (
+    NoAnswer,
+    ask,
+    check_request,
+    read_partitions,
+    seconds,
+)
 from outmodal.launch.slurm.follow import follow
 from outmodal.launch.slurm.profile import Profile, load_profile
 from outmodal.launch.slurm.script import Job, render
 from outmodal.train.runfolder import changed_keys, untouched_keys
+
+_log = logging.getLogger(__name__)
 
 
 def submit_training(recipe: str, options: SubmitArgs, overrides: Sequence[str]) -> Outcome:
@@ -37,11 +49,11 @@ def submit_training(recipe: str, options: SubmitArgs, overrides: Sequence[str]) 
     run = resolved_out(config, recipe)
     config = config.model_copy(update={"out": str(run)})
     base = _free_name(run)
-    dataset = open_dataset(config.data.path)
+    dataset = open_data(config.data)
     job = _job(
         options,
         profile,
-        arguments=("train", f"{base}.yaml", "--out", str(run)),
+        arguments=("train", f"{base}.yaml", "--out", str(run), *_pipes()),
         run=run,
         name=options.name or Path(recipe).stem,
         workers=config.data.workers,
@@ -70,7 +82,7 @@ def submit_table(options: SubmitArgs, arguments: Sequence[str]) -> Outcome:
     job = _job(
         options,
         profile,
-        arguments=("reproduce", *rest, "--out", str(folder)),
+        arguments=("reproduce", *rest, "--out", str(folder), *_pipes()),
         run=folder,
         name=options.name or "reproduce",
         workers=0,
@@ -78,6 +90,11 @@ def submit_table(options: SubmitArgs, arguments: Sequence[str]) -> Outcome:
         done="",
     )
     return _submit(job, profile, options, _free_name(folder), None)
+
+
+def _pipes() -> tuple[str, ...]:
+    """What this command was allowed, the job's command is too."""
+    return ("--allow-pipe",) if pipes_allowed() else ()
 
 
 def check_ranks(config: RunConfig, dataset: Dataset, run: Path, ranks: int) -> None:
@@ -93,7 +110,7 @@ def check_ranks(config: RunConfig, dataset: Dataset, run: Path, ranks: int) -> N
     if recorded.is_file():
         streams = int(json.loads(recorded.read_text("utf-8"))["streams"])
         data = data.model_copy(update={"streams": streams})
-    streams = resolve_streams(data, len(sizes), piece, ranks)
+    streams = resolve_streams(data, sizes, piece, ranks)
     check_split(data.train_split, sizes, streams, piece, ranks * max(1, data.workers))
 
 
@@ -134,8 +151,12 @@ def _job(
 
 
 def _manifest(config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
-    """What every node has to read; nothing where the data set comes with the package."""
-    return () if config.data.path == EMBEDDED else (str(dataset.root / "dataset.json"),)
+    """What every node has to read; nothing of what comes with the package or over the network."""
+    named = [(config.data.path, dataset)]
+    if isinstance(dataset, Mixture):
+        named = [(source.config.path, source.dataset) for source in dataset.sources]
+    folders = [one.store.folder for path, one in named if path != EMBEDDED]
+    return tuple(str(folder / MANIFEST) for folder in folders if folder is not None)
 
 
 def _check_goes_on(config: RunConfig, run: Path) -> None:
@@ -163,6 +184,17 @@ def _check_cluster(job: Job, profile: Profile) -> None:
     check_request(job, read_partitions())
 
 
+def _check_if_there(job: Job, profile: Profile) -> None:
+    """As `_check_cluster`, but a script can be written away from the cluster: where SLURM is not
+    installed, and where it is without being set up."""
+    if not shutil.which("sbatch"):
+        return
+    try:
+        _check_cluster(job, profile)
+    except NoAnswer as error:
+        _log.warning("the script was not checked against a cluster: %s", error)
+
+
 def _free_name(run: Path) -> Path:
     """RUN/slurm/NNN, without a suffix, that no earlier submission took."""
     folder = run / "slurm"
@@ -175,8 +207,7 @@ def _submit(
 ) -> Outcome:
     script = render(job, profile)
     if options.dry_run:
-        if shutil.which("sbatch"):  # a script can be written away from the cluster
-            _check_cluster(job, profile)
+        _check_if_there(job, profile)
         return Outcome({"script": script, "run": str(job.run), "ranks": job.ranks}, script)
     _check_cluster(job, profile)
     if options.follow and job.array:

@@ -13,6 +13,7 @@ class Lines {
     this.cursor = null;
     this.steps = [...new Set(data.series.flatMap((s) => s.points.map((p) => p[0])))];
     this.steps.sort((a, b) => a - b);
+    this.whole = this.steps.every(Number.isInteger); // rates lie between 0 and 1
     this.full = [this.steps[0], this.steps[this.steps.length - 1]];
     this.range = [...this.full];
     this.build(figure);
@@ -118,7 +119,7 @@ class Lines {
         svg("text", { x: SIDE.left - 6, y: y + 4, "text-anchor": "end" }, shown(v, this.data.percent)));
     }
     for (const v of ticks(from, to, width < 480 ? 4 : 7)) {
-      if (!Number.isInteger(v)) continue;
+      if (this.whole && !Number.isInteger(v)) continue;
       group.append(svg("text", { x: this.x(v), y: bottom + 16, "text-anchor": "middle" }, shown(v)));
     }
     group.append(svg("line", { class: "grid", x1: SIDE.left, x2: width - SIDE.right, y1: bottom, y2: bottom }),
@@ -194,7 +195,8 @@ class Lines {
 
   zoom(factor) {
     const [from, to] = this.range, middle = this.cursor ?? (from + to) / 2;
-    const half = Math.max(0.5, ((to - from) * factor) / 2);
+    const least = this.whole ? 0.5 : (this.full[1] - this.full[0]) / 100;
+    const half = Math.max(least, ((to - from) * factor) / 2);
     this.setRange([middle - half, middle + half]);
   }
 
