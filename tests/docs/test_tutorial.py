@@ -12,7 +12,7 @@ import pytest
 
 from outmodal.launch.cli import main
 
-TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
+TUTORIAL = Path(__file__).parent.parent.parent / "docs" / "tutorial.md"
 MOST_LINES = 30
 BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
