@@ -31,7 +31,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "quickstart": Command("quickstart", "the whole flow on the embedded data set"),
-    "data": Command("data", "build, index, check, stats, show: make and look at data sets"),
+    "data": Command("data", "build, index, check, transcode, stats, show: make and look at data"),
     "embed": Command("embed", "run frozen perceptors once over a data set, keep their features"),
     "train": Command("train", "train a recipe; repeat the command to resume"),
     "plan": Command("plan", "memory, wires, hours and storage of a run, before it is paid for"),
@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, Command] = {
     "reproduce": Command("reproduce", "the methods of a table of a paper, on a data set"),
     "report": Command("report", "one HTML page about runs: curves, tables, maps; opens offline"),
     "export": Command("export", "export a run's encoder for transformers.AutoModel"),
-    "bench": Command("bench", "measure kernels and perceptors beside peers and stock parts"),
+    "bench": Command("bench", "measure kernels, perceptors, reading and training beside peers"),
     "doctor": Command("doctor", "check this machine and its installation"),
 }
 
