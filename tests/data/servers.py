@@ -110,13 +110,13 @@ class Faults:
         asked: (path, Range) of every request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tag: str = '"one"') -> None:
         self.cut: int | None = None
         self.cuts = -1
         self.status, self.statuses = 503, 0
         self.pause = 0.0
         self.ranges = True
-        self.tag = '"one"'
+        self.tag = tag
         self.replace: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.only = ".tar"
@@ -160,6 +160,10 @@ def faulty(root: Path) -> Iterator[tuple[str, Faults]]:
 
 
 def _answer(request: BaseHTTPRequestHandler, root: Path, faults: Faults) -> None:
+    """Answer one request; what goes wrong is settled before the reader hears anything.
+
+    A reader may stop at the head and change the faults for its next request.
+    """
     span = request.headers.get("Range")
     faults.asked.append((request.path, span))
     struck = request.path.endswith(faults.only)
@@ -172,6 +176,7 @@ def _answer(request: BaseHTTPRequestHandler, root: Path, faults: Faults) -> None
     if data is None:
         _head(request, 404, 0)
         return
+    body, part = data, ""
     found = re.fullmatch(r"bytes=(\d+)-(\d*)", span or "")
     if found and faults.ranges:
         first = int(found[1])
@@ -179,17 +184,21 @@ def _answer(request: BaseHTTPRequestHandler, root: Path, faults: Faults) -> None
         if first > last:
             _head(request, 416, 0)
             return
-        body, extra = data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-        _head(request, 206, len(body), ETag=faults.tag, **extra)
-    else:
-        body = data
-        _head(request, 200, len(body), ETag=faults.tag)
-    if struck and faults.pause:
-        time.sleep(faults.pause)
-    if struck and faults.cut is not None and faults.cuts and len(body) > faults.cut:
+        body, part = data[first : last + 1], f"bytes {first}-{last}/{len(data)}"
+    _send(request, body, part, faults if struck else Faults(faults.tag))
+
+
+def _send(request: BaseHTTPRequestHandler, body: bytes, part: str, faults: Faults) -> None:
+    pause, size = faults.pause, len(body)
+    if faults.cut is not None and faults.cuts and size > faults.cut:
         faults.cuts -= 1
         body = body[: faults.cut]
         request.close_connection = True
+    if part:
+        _head(request, 206, size, **{"ETag": faults.tag, "Content-Range": part})
+    else:
+        _head(request, 200, size, ETag=faults.tag)
+    time.sleep(pause)
     try:
         request.wfile.write(body)
     except OSError:
