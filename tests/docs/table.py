@@ -101,7 +101,9 @@ RULES = (
         also=LABELS,
     ),
     Rule("outmodal train cox", also=COX),
-    Rule("outmodal train (erm|entmin|random)", also=LABELS),
+    Rule("outmodal train moco-cox", also=COX),
+    Rule("outmodal train aligned", also=FEW),
+    Rule("outmodal train (erm|entmin|random|ssl|moco|freematch|mixtext)", also=LABELS),
     # looking at runs
     Rule("outmodal eval runs/ova --task combinations", also="--probe.epochs 1"),
     Rule("outmodal eval"),

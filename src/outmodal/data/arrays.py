@@ -112,6 +112,9 @@ class SeriesTransform(Transform):
         out[: len(normal)] = normal
         return as_tensor(out)
 
+    def blank(self, raw: bool = False) -> Tensor:
+        return self(np.zeros(self.shape, np.float32), "") if raw else super().blank()
+
     def finish(self, x: Tensor, keys: Tensor, draw: Draw | None = None) -> Tensor:
         return self.pipeline.batch(x, keys, draw)
 

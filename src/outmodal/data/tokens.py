@@ -121,6 +121,9 @@ class TokenTransform(Transform):
     def compact(self, value: Value, key: str, draw: Draw | None = None) -> Tensor:
         return self(self.pipeline.sample(value, key, draw), key)
 
+    def blank(self, raw: bool = False) -> Tensor:
+        return self(" ", "")
+
     def save(self, folder: Path) -> None:
         super().save(folder)
         known = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": self.pad}

@@ -104,6 +104,17 @@ class Transform(ABC):
         shape, dtype = self.stored
         return torch.zeros(shape, dtype=dtype)
 
+    def blank(self, raw: bool = False) -> Tensor:
+        """Return the input [*shape] that holds no information, as a silent microphone gives it.
+
+        Args:
+            raw: What is made of zeros before they are normalised, in place of zeros in the tensor
+                that the encoder receives. Text is a single blank in both cases.
+        """
+        if not raw:
+            return torch.zeros(self.shape, dtype=self.dtype)
+        return self.finish(self.zeros()[None], torch.zeros(1, dtype=torch.int64))[0]
+
     def save(self, folder: Path) -> None:
         """Write the preprocessor files that transformers loads, where it has such a class.
 

@@ -298,6 +298,13 @@ class LogMelTransform(ClipTransform):
         normal: Wave = (decibel - mean) / std
         return normal
 
+    def blank(self, raw: bool = False) -> Tensor:
+        if not raw:
+            return super().blank()
+        s = self.settings  # silence, without the noise that recordings are given
+        silent = self._features(np.zeros((s.channels, s.samples), np.float32))
+        return as_tensor(np.stack([silent] * s.clips)).reshape(self.shape)
+
     def finish(self, x: Tensor, keys: Tensor, draw: Draw | None = None) -> Tensor:
         """Mask bands and stretches of time, in all clips and channels alike."""
         s = self.settings

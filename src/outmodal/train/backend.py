@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from outmodal.data.batch import Batch
 from outmodal.errors import UserError
-from outmodal.train import gather
+from outmodal.train import gather, gradients
 from outmodal.train.deepspeed_setup import (
     Precision,
     deepspeed_accelerator,
@@ -133,6 +133,11 @@ class Backend(ABC):
             True where the step was taken. `last_norm` is the norm before clipping. The
             gradients are gone in any case. All ranks agree.
         """
+
+    def edit(self, stage: str, step: int) -> None:
+        """Let the method change the whole gradient before it is clipped (`Method.edit_gradients`).
+        Collective."""
+        gradients.edit(self.router.method, self.layout, stage, step)
 
     def start_step(self) -> None:
         """Forget the last step's gradients."""
@@ -342,6 +347,7 @@ def make_backend(
             "engine.strategy zero0 with engine.precision bf16 trains with another optimizer than "
             "the other strategies: choose ddp or zero1 for bf16"
         )
+    gradients.check_edits(method, strategy)
     device = gather.world().device
     router = Router(method.to(device), torch.bfloat16 if precision == "bf16" else None, device)
     gather.broadcast_tensors([*router.parameters(), *router.buffers()])

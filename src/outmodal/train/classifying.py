@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from outmodal.errors import UserError
+from outmodal.train.combinations import label_of
 from outmodal.train.evaluation import LocalPasses
 from outmodal.train.intervals import Bootstrap
 from outmodal.train.methods import Align, AnyMethod
 from outmodal.train.methods.align_report import class_means
+from outmodal.train.methods.fusion import Fusion
 from outmodal.train.methods.supervised import Supervised
 from outmodal.train.representations import Encoded, Encoder
-from outmodal.train.results import Evaluation, Of, Table, classified
+from outmodal.train.results import Evaluation, Of, Table, classified, five_best
 from outmodal.train.retrieval import TILE, Score, score_by
 from outmodal.train.shares import by_rows
 from outmodal.train.sources import RunSource
@@ -71,6 +73,8 @@ def classify_run(
         classified(table, encoded.best[rows], encoded.label[rows], names, of)
     elif isinstance(method, Align):
         _aligned(table, encoder, method, train, split)
+    elif isinstance(method, Fusion) and source.own:
+        _fused(table, encoder, method, split)
     for name, value in (_own(encoder, method) if source.own else {}).items():
         if not table.has(name):
             table.number(name, value)
@@ -143,6 +147,24 @@ def _aligned(table: Table, encoder: Encoder, method: Align, train: str, split: s
             with torch.no_grad():
                 guess = method.score({a: units[a]}, means[b], b).argmax(dim=1)
             table.mean(f"{way}/zero_shot", "zero_shot", (guess == label)[known], of)
+
+
+def _fused(table: Table, encoder: Encoder, method: Fusion, split: str) -> None:
+    """The classes that all modalities together say, with intervals; see `Fusion.evaluate`."""
+    if method.metric != "top1":
+        return
+    encoded = encoder.encode(split)
+    r = dict(encoded.representation)
+    for m in encoder.modalities:
+        blank = encoder.blank(m)[0]
+        r[m] = torch.where(encoded.present[m][:, None], r[m], blank)
+    with torch.no_grad():
+        best = five_best(method.fused(r))
+    rows = torch.stack(list(encoded.present.values())).any(dim=0) & (encoded.label >= 0)
+    if bool(rows.any()):
+        names = encoder.dataset.manifest.classes
+        of = Of(combination=label_of(encoder.modalities))
+        classified(table, best[rows], encoded.label[rows], names, of)
 
 
 def _best(score: Score, count: int) -> Tensor:

@@ -9,7 +9,6 @@ they divide by a reference network's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from outmodal.train.classifying import classifier_of, labelled_rows
 from outmodal.train.combinations import Split
 from outmodal.train.encoder_tasks import learnable
 from outmodal.train.intervals import Bootstrap
+from outmodal.train.judging import Judge
 from outmodal.train.probing import (
     ProbeConfig,
     answers,
@@ -32,9 +32,6 @@ from outmodal.train.probing import (
 from outmodal.train.representations import Encoded, Encoder
 from outmodal.train.results import Evaluation, Of, Table
 
-Judge = Literal["auto", "classifier", "probe"]
-"""classifier: what was trained with the encoder, or class names; probe: one that learns on the
-clean training split; auto: the classifier where there is one."""
 PLAIN = Bootstrap()
 
 Judged = Callable[[Encoded], tuple[str, Tensor]]

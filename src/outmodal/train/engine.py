@@ -26,7 +26,7 @@ from outmodal.train.ema import Ema
 from outmodal.train.engine_config import EngineConfig, resolve_strategy
 from outmodal.train.feed import Feed, Steps
 from outmodal.train.folderlock import writing
-from outmodal.train.methods.base import Method, Stage
+from outmodal.train.methods.base import Method, Stage, scheduled
 from outmodal.train.microbatch import MicroBatches, check_micro_batch
 from outmodal.train.optim import OptimConfig, mark_idle
 from outmodal.train.passes import EnginePasses
@@ -166,7 +166,7 @@ class Engine:
         self, micro: Sequence[Mapping[str, Batch]], stage: str
     ) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns what to log (nothing on most steps) and whether to stop."""
-        lr = self.optim.set_lr(self.layout.optimizer, self.at.step, self.total, self.epoch_steps)
+        lr = self._set_lr()
         self.backend.router.train()
         self.backend.start_step()
         losses: list[Tensor] = []
@@ -187,6 +187,7 @@ class Engine:
         if failed:
             on_main(self._check_writing)
         mark_idle(self.layout.optimizer, reached)
+        self.backend.edit(stage, self.at.step)
         taken = self.backend.step()
         self.backend.sync_buffers()
         if taken and self.ema is not None:
@@ -230,6 +231,14 @@ class Engine:
             if epoch < end:
                 return stage
         raise IndexError(epoch)
+
+    def _set_lr(self) -> float:
+        """Set the next step's learning rate; return its base."""
+        begin, end = scheduled(self.method.stages(), self.at.epoch)
+        first, last = begin * self.epoch_steps, min(self.total, end * self.epoch_steps)
+        scale = self._stage(self.at.epoch).lr_scale
+        step, optimizer = self.at.step - first, self.layout.optimizer
+        return self.optim.set_lr(optimizer, step, last - first, self.epoch_steps, scale)
 
     def _done(self) -> bool:
         """No step is left (a method without steps still has its epochs)."""

@@ -59,6 +59,13 @@ class LocalPasses:
         """See `Passes.weights`."""
         return {name: p.detach().float().cpu() for name, p in module.named_parameters()}
 
+    @torch.no_grad()
+    def set_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """See `Passes.set_weights`."""
+        for name, p in module.named_parameters():
+            if name in weights:
+                p.copy_(weights[name])
+
     def close(self) -> None:
         """End the loader's workers."""
         self._loader.close()

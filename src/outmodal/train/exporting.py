@@ -85,7 +85,7 @@ def own_outputs(method: AnyMethod, modality: str, x: Tensor, classified: bool) -
         found = method.infer(f"embedding:{modality}", batch)
         own = {"repr": found["representation"], "embedding": found["embedding"]}
         if classified:
-            own["logits"] = method.infer("logits", batch)["logits"]
+            own["logits"] = method.infer(f"logits:{modality}", batch)["logits"]
     return own
 
 

@@ -4,14 +4,14 @@ The protocol of "What Makes for Robust Multi-Modal Models in the Face of Missing
 al., 2023): the accuracy with complete inputs, with each modality in turn replaced by an input
 without information for every test sample, and their mean; and over the share of samples that lack
 something. What stands for a modality are zeros in the tensor that its encoder receives, or a single
-blank where it reads text. What judges here is one probe on all modalities of frozen encoders,
-trained on the complete samples of the training split.
+blank where it reads text. What judges is the classifier that a run trained on all modalities, or
+one probe on those of frozen encoders, trained on the complete samples of the training split.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from outmodal.errors import UserError
 from outmodal.train.combinations import Split, label_of
-from outmodal.train.encoder_tasks import sides
+from outmodal.train.encoder_tasks import answered, sides
 from outmodal.train.intervals import Bootstrap
+from outmodal.train.judging import Judge, fused_classifier
 from outmodal.train.probing import (
     Answers,
     ProbeConfig,
@@ -48,11 +49,12 @@ def missing_task(
     test: str,
     config: ProbeConfig,
     *,
+    judge: Judge = "auto",
     rates: Sequence[float] = RATES,
     seed: int = 0,
     bootstrap: Bootstrap = PLAIN,
 ) -> Evaluation:
-    """Accuracy (or mean squared error) of a probe on all modalities as they go missing.
+    """Accuracy (or mean squared error) of all modalities together as they go missing.
 
     Test samples that lack a modality as they are have its substitute in every row.
 
@@ -60,6 +62,7 @@ def missing_task(
         encoder: Encoders of two modalities or more.
         train, test: Splits.
         config: The probe.
+        judge: What judges.
         rates: Shares of the sweep.
         seed: Decides, with a sample's place in the split, from which rate on it lacks something.
         bootstrap: Of the intervals.
@@ -70,14 +73,11 @@ def missing_task(
         "sweep_any/0.3/accuracy" where it lacks one of all proper subsets, equally likely.
 
     Raises:
-        UserError: One modality only, or rates outside 0..1.
+        UserError: One modality only, rates outside 0..1, or nothing that could judge.
     """
     _check(encoder, rates)
-    learnt, asked = sides(encoder, train, test, config.predict)
     every = encoder.modalities
-    usable = learnt.usable(every)
-    require_answers("training", usable)
-    network = fit(concatenated(learnt.encoded, every, config.on), usable, config)
+    asked, said = _judgement(encoder, train, test, config, judge)
     blanks = {m: encoder.blank(m) for m in every}
     seen = _filled(asked, blanks)
 
@@ -85,15 +85,42 @@ def missing_task(
         shown = seen
         for m in gone:
             shown = without(shown, m, torch.ones_like(shown.label, dtype=torch.bool), blanks[m])
-        x = concatenated(shown, every, config.on)
-        return judged(predicted(network, x, asked.answers), asked.answers)
+        return judged(said(shown), asked.answers)
 
     found = {gone: values(gone) for gone in [(), *_proper(every)]}
     table, metric = Table(bootstrap), asked.answers.metric
     _protocol(table, metric, every, found)
     _sweep(table, metric, asked.encoded, asked.answers, every, found, rates, seed)
-    settings = {"probe": config.model_dump(), "rates": list(rates), "seed": seed}
+    settings = {"probe": config.model_dump(), "rates": list(rates), "seed": seed, "judge": judge}
     return table.done(len(asked.encoded.label), **settings)
+
+
+Said = Callable[[Encoded], Tensor]
+"""Samples of the test split -> outputs [n, C] for those with an answer."""
+
+
+def _judgement(
+    encoder: Encoder, train: str, test: str, config: ProbeConfig, judge: Judge
+) -> tuple[Split, Said]:
+    """The test split with its answers, and what says them."""
+    every, fused = encoder.modalities, fused_classifier(encoder, judge)
+    if fused is not None:
+        asked = answered(encoder, test, "class")
+        require_answers("evaluation", asked.answers)
+
+        def said(shown: Encoded) -> Tensor:
+            r = {m: t[asked.answers.known] for m, t in shown.representation.items()}
+            with torch.no_grad():
+                return fused(r)
+
+        return asked, said
+    learnt, asked = sides(encoder, train, test, config.predict)
+    usable = learnt.usable(every)
+    require_answers("training", usable)
+    network = fit(concatenated(learnt.encoded, every, config.on), usable, config)
+    return asked, lambda shown: predicted(
+        network, concatenated(shown, every, config.on), asked.answers
+    )
 
 
 Judged = dict[tuple[str, ...], Tensor]
@@ -159,7 +186,7 @@ def _check(encoder: Encoder, rates: Sequence[float]) -> None:
     if len(encoder.modalities) < 2:
         raise UserError(
             f"{encoder.source.name} encodes {label_of(encoder.modalities)} only, so nothing is "
-            "left when it is missing: name a run of method align, or two exports or perceptors"
+            "left when it is missing: name a run of several modalities, or two exports"
         )
     for rate in rates:
         if not 0 <= rate <= 1:

@@ -60,13 +60,20 @@ class OptimConfig(Config):
         return self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
 
     def set_lr(
-        self, optimizer: torch.optim.Optimizer, step: int, total: int, steps_per_epoch: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        total: int,
+        steps_per_epoch: int,
+        scale: float = 1.0,
     ) -> float:
-        """Write the learning rate of optimizer step `step` into every group; return the base."""
+        """Write the learning rate of step `step` of a schedule into every group, times `scale`;
+        return the base."""
         share = factor(step, total, self.warmup(steps_per_epoch), self.schedule, self.min_lr_ratio)
+        base = self.lr * share * scale
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * share * group["lr_scale"]
-        return self.lr * share
+            group["lr"] = base * group["lr_scale"]
+        return base
 
 
 def _group(group: Mapping[str, Any], weight_decay: float) -> dict[str, Any]:

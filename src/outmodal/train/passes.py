@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +44,24 @@ class EnginePasses:
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """See `Passes.weights`."""
-        own = {id(p): name for name, p in module.named_parameters()}
-        found = {
-            full: own[id(p)]
-            for full, p in self._backend.router.method.named_parameters()
-            if id(p) in own
-        }
-        layout = self._backend.layout
+        found, layout = self._names(module), self._backend.layout
         gathered = layout.gather(layout.masters, only=set(found))
         return {found[full]: value.float() for full, value in gathered.items()}
+
+    @torch.no_grad()
+    def set_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """See `Passes.set_weights`."""
+        layout = self._backend.layout
+        every = layout.gather(layout.masters)
+        every |= {full: weights[own] for full, own in self._names(module).items() if own in weights}
+        layout.scatter(every, layout.masters)
+        layout.publish()
+
+    def _names(self, module: nn.Module) -> dict[str, str]:
+        """Names of a submodule's parameters in the method -> in the submodule."""
+        own = {id(p): name for name, p in module.named_parameters()}
+        method = self._backend.router.method
+        return {full: own[id(p)] for full, p in method.named_parameters() if id(p) in own}
 
 
 def _ordered(rows: dict[str, list[Tensor]], index: list[Tensor]) -> dict[str, Tensor]:

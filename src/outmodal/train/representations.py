@@ -128,12 +128,9 @@ class Encoder:
 
     def blank(self, modality: str) -> tuple[Tensor, Tensor]:
         """Representation [d_r] and unit embedding [d] of an input without information: zeros
-        where the encoder reads numbers, a single blank where it reads text."""
-        transform = self.source.inputs[modality]
-        if self.dataset.modality(modality).kind == "text":
-            x = transform(" ", "")[None]
-        else:
-            x = torch.zeros((1, *transform.shape), dtype=transform.dtype)
+        where the encoder reads numbers, a single blank where it reads text (`Transform.blank`)."""
+        raw = bool(getattr(self.source, "raw_substitutes", False))
+        x = self.source.inputs[modality].blank(raw=raw)[None]
         with torch.no_grad():
             out = self.source.outputs(modality, x.to(self.device))
         return out["representation"][0].float(), unit_norm(out["embedding"][0].float())

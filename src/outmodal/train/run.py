@@ -342,6 +342,8 @@ def make_method(
         train_split=data.train_split,
         eval_split=data.eval_split,
         epochs=plan.engine.epochs,
+        inputs=transforms,
+        splits=tuple(dataset.manifest.splits),
     )
     return build_method(plan.method, context)
 

@@ -69,6 +69,7 @@ class RunSource:
         method: The method, in eval mode.
         checkpoint: Name of the checkpoint.
         own: Whether the data set is the one that the method was made with.
+        raw_substitutes: Whether the method's substitutes are zeros before they are normalised.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RunSource:
         newest = CheckpointStore(plan.out / "checkpoints").newest()
         self.checkpoint = None if newest is None else newest.name
         self.method, self.dataset, self.inputs, self.own = method, dataset, inputs, own
+        self.raw_substitutes = bool(getattr(method, "raw_substitutes", False))
         self.modalities = encoded_modalities(method)
         for modality in self.modalities:
             _check_modality(self.name, dataset, modality)

@@ -54,6 +54,16 @@ class Layout(ABC):
     def start_step(self) -> None:
         """Prepare for the first backward pass of a step."""
 
+    @abstractmethod
+    def gradients(self) -> list[Tensor | None]:
+        """Local reduced gradients of a step, shaped like the masters; None for what the step
+        passes over. Between the backward pass and the step, where gradients are whole until then
+        (see `outmodal.train.gradients`)."""
+
+    @abstractmethod
+    def set_gradients(self, local: Sequence[Tensor | None]) -> None:
+        """Step with these instead of what `gradients` gave."""
+
     def gather(
         self, local: Sequence[Tensor], keep: bool = True, only: set[str] | None = None
     ) -> dict[str, Tensor]:
@@ -103,6 +113,13 @@ class PlainLayout(Layout):
     def start_step(self) -> None:
         """Nothing to do: stepping drops the gradients."""
 
+    def gradients(self) -> list[Tensor | None]:
+        return [p.grad for p in self.masters]
+
+    def set_gradients(self, local: Sequence[Tensor | None]) -> None:
+        for p, gradient in zip(self.masters, local, strict=True):
+            p.grad = gradient
+
 
 class FlatLayout(Layout):
     """ZeRO 1 and 2: each group's parameters are laid end to end, padded, and cut into one equal
@@ -141,6 +158,25 @@ class FlatLayout(Layout):
 
     def start_step(self) -> None:
         """Nothing to do: stepping drops the gradients."""
+
+    def gradients(self) -> list[Tensor | None]:
+        """As the step reads them: a list of pieces a group (`averaged_gradients`), end to end."""
+        return [
+            None if group["idle"] else torch.cat([g.flatten() for g in self._pieces(i)]).float()
+            for i, group in enumerate(self.optimizer.param_groups)
+        ]
+
+    def set_gradients(self, local: Sequence[Tensor | None]) -> None:
+        for i, flat in enumerate(local):
+            if flat is not None:
+                pieces = self._pieces(i)
+                for piece, new in zip(
+                    pieces, torch.split(flat, [g.numel() for g in pieces]), strict=True
+                ):
+                    piece.copy_(new.view_as(piece))
+
+    def _pieces(self, index: int) -> list[Tensor]:
+        return [g.detach() for g in self._zero.averaged_gradients[index]]
 
 
 class PartitionLayout(Layout):
@@ -182,6 +218,12 @@ class PartitionLayout(Layout):
     def start_step(self) -> None:
         """DeepSpeed keeps the last gradient of a parameter that a step does not reach."""
         self._zero.grad_partitions_flat_buffer.zero_()
+
+    def gradients(self) -> list[Tensor | None]:
+        raise NotImplementedError("ZeRO 3 holds no whole gradients")
+
+    def set_gradients(self, local: Sequence[Tensor | None]) -> None:
+        raise NotImplementedError("ZeRO 3 holds no whole gradients")
 
 
 def _subgroup_places(

@@ -34,6 +34,7 @@ METHODS = {
     "warmup_epochs: 2, vib_hidden: 16, vib_latent: 8}\n",
     "erm": "\nmethod: {name: erm, unknown: force, label_fraction: 0.5}\n",
     "align": _POSE + "method: {name: align, modalities: [force, pose]}\n",
+    "ume_mma": _POSE + "method: {name: ume_mma}\n",
 }
 
 

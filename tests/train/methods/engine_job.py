@@ -26,7 +26,7 @@ def plan(job: Mapping[str, Any]) -> RunPlan:
     """The plan of a job {"out", "data", "method": {...}, "engine": {...}}."""
     adapter: TypeAdapter[AnyMethodConfig] = TypeAdapter(MethodConfig)
     engine = EngineConfig(**{**ENGINE, **job["engine"]})
-    pair = job["method"]["name"] == "align"
+    pair = "unknown" not in job["method"]
     return RunPlan(
         out=Path(job["out"]),
         seed=0,

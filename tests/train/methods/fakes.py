@@ -61,6 +61,7 @@ class World:
             },
             present=present,
             valid=torch.ones(len(rows), dtype=torch.bool),
+            key=rows,
         )
 
     def step(self, specs: list[StreamSpec], step: int, seed: int = 0) -> dict[str, Batch]:
@@ -97,6 +98,12 @@ class Passes:
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         return {k: t.detach().clone() for k, t in module.state_dict().items()}
+
+    @torch.no_grad()
+    def set_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        for name, p in module.named_parameters():
+            if name in weights:
+                p.copy_(weights[name])
 
 
 def make_world(

@@ -17,8 +17,21 @@ from outmodal.train.methods import (
     AlignConfig,
     AnyMethodConfig,
     CoxConfig,
+    DiagnoseRelearnConfig,
     EntMinConfig,
+    InfoBridgeConfig,
+    InfoNceConfig,
+    JointTrainConfig,
+    MissingDetectionConfig,
+    MmParetoConfig,
+    MultiTaskConfig,
+    NaiveConfig,
+    OgmGeConfig,
+    PmrConfig,
+    ReconBoostConfig,
     SynergyConfig,
+    UmeMmaConfig,
+    UnimodalConfig,
     build_method,
 )
 from tests.train.methods.fakes import Passes, make_context, make_world
@@ -73,7 +86,60 @@ CONFIGS: dict[str, AnyMethodConfig] = {
     "synergy_paired": SynergyConfig(unknown="touch", level=3, guide="image", smoothing=0.1),
     "synergy_absent": SynergyConfig(unknown="touch", level=3, guide="text"),
     "cox_code": CoxConfig.model_validate({**SMALL, "fidelity": "code"}),
+    **{
+        f"cox_unsup_{name}": CoxConfig.model_validate(
+            {**SMALL, "setting": "unsup", "warmup_epochs": 2, **keys}
+        )
+        for name, keys in {
+            "bootstrap": {},
+            "warmup": {},
+            "warmup_random": {"warm_pairs": "class_random"},
+            "main": {},
+            "main_apart": {"im_paired": False, "dist_agg": "rms"},
+            "main_paper": {"fidelity": "paper"},
+        }.items()
+    },
 }
+BALANCED: tuple[tuple[AnyMethodConfig, str], ...] = (
+    (UnimodalConfig(modalities=("touch",)), "train"),
+    (JointTrainConfig(modalities=THREE), "train"),
+    (InfoNceConfig(modalities=THREE), "train"),
+    (OgmGeConfig(modalities=THREE), "modulated"),
+    (PmrConfig(modalities=THREE), "rebalanced"),
+    (MmParetoConfig(modalities=THREE), "train"),
+    (DiagnoseRelearnConfig(modalities=THREE, holdout=0.2, every=1), "train"),
+    (ReconBoostConfig(modalities=THREE), "turn:touch"),
+)
+FUSION: dict[str, tuple[AnyMethodConfig, str]] = {
+    "fusion_naive": (NaiveConfig(modalities=THREE), "train"),
+    "fusion_multi_task": (MultiTaskConfig(modalities=THREE, fuse="mean_probs"), "train"),
+    "fusion_detection": (MissingDetectionConfig(modalities=THREE), "train"),
+    **{
+        f"fusion_ume_mma_{stage}": (UmeMmaConfig(modalities=THREE, complete_epochs=2), stage)
+        for stage in ("unimodal", "fusion", "complete")
+    },
+    "fusion_ume_mma_frozen": (UmeMmaConfig(modalities=THREE, freeze_encoders=True), "fusion"),
+    "fusion_ume_mma_extra": (
+        UmeMmaConfig(modalities=THREE, extra_drop=True, one=True, fuse="mean_probs"),
+        "fusion",
+    ),
+    **{f"fusion_{config.name}": (config, stage) for config, stage in BALANCED},
+    **{
+        f"fusion_infobridge_{name}": (
+            InfoBridgeConfig.model_validate({"modalities": THREE, "buffer": 48, **keys}),
+            "train",
+        )
+        for name, keys in {
+            "mlp": {},
+            "bilinear": {"critic": "bilinear", "neg": "any_T"},
+            "cluster": {"context": "cluster", "n0": 1},
+            "retrieval": {"context": "retrieval"},
+            "alternate": {"context": "const", "update": "alternate"},
+        }.items()
+    },
+}
+"""Name -> method and stage. One rank's samples all lack a modality."""
+CONFIGS |= {name: config for name, (config, _) in FUSION.items()}
 
 
 def own_rows(batch: Batch) -> Batch:
@@ -88,6 +154,7 @@ def own_rows(batch: Batch) -> Batch:
         x={m: t[rows] for m, t in batch.x.items()},
         present={m: t[rows] for m, t in batch.present.items()},
         valid=batch.valid[rows],
+        key=batch.key[rows],
     )
 
 
@@ -98,10 +165,17 @@ def gradients(name: str) -> dict[str, Tensor]:
     world.absent["train"] = {"touch": list(range(60)), "image": list(range(50, 100))}
     if name.endswith("_absent"):
         world.absent["train"]["text"] = list(range(200))
+    if name in FUSION:
+        world.absent["train"] = {"touch": list(range(140)), "image": list(range(150, 190))}
     config = CONFIGS[name]
-    learners = ("touch", "image") if name.startswith("align") else ()
+    learners = ("touch", "image") if name.startswith(("align", "fusion")) else ()
     method = build_method(config, make_context(world, learners=learners))
     stage = [s.name for s in method.stages()][-1]
+    if name in FUSION:
+        stage = FUSION[name][1]
+    if name.startswith("cox_unsup"):
+        stage = name.split("_")[2]
+        method.on_epoch_start(0, "bootstrap", Passes(world, method))
     method.on_epoch_start(1, stage, Passes(world, method))
     out: dict[str, Tensor] = {}
     for step in range(2):
@@ -115,12 +189,14 @@ def gradients(name: str) -> dict[str, Tensor]:
         result = method({n: own_rows(b) for n, b in batches.items()}, stage, step)
         result.loss.backward()
         out |= {f"{name}/{step}/{k}": v.detach().clone() for k, v in result.logs.items()}
+    reduced = {}
     for key, p in method.named_parameters():
         grad = torch.zeros_like(p) if p.grad is None else p.grad.clone()
         if gather.world().size > 1:
             dist.all_reduce(grad)
-        out[f"{name}/grad/{key}"] = grad / gather.world().size
-    return out
+        reduced[key] = grad / gather.world().size
+    method.edit_gradients(reduced, stage, 0)
+    return out | {f"{name}/grad/{key}": grad for key, grad in reduced.items()}
 
 
 def main(job: Mapping[str, Any]) -> None:

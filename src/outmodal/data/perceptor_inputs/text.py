@@ -75,6 +75,9 @@ class ClipTokens(Transform):
         tokens[: len(kept)] = torch.tensor(kept)
         return tokens
 
+    def blank(self, raw: bool = False) -> Tensor:
+        return self(" ", "")
+
     def zeros(self) -> Tensor:
         """Return the tokens of an empty text."""
         return self("", "")

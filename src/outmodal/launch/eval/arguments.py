@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from outmodal.train.combinations import Missing, Which
-from outmodal.train.corruption_task import Judge
 from outmodal.train.encoder_tasks import POOL, Directions
 from outmodal.train.intervals import DRAWS
+from outmodal.train.judging import Judge
 from outmodal.train.knn import KnnConfig
 from outmodal.train.missing import RATES
 from outmodal.train.probing import ProbeConfig
@@ -63,7 +63,8 @@ class EvalArgs:
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     """corruptions: how strong."""
     judge: Judge = "auto"
-    """corruptions: what judges damaged inputs: the classifier, or a probe."""
+    """corruptions, missing: what judges damaged or missing inputs: the classifier that was trained
+    with the encoders (missing: of all modalities together), or a probe."""
     directions: Directions = "rest"
     """retrieve: all other modalities together ask for each one, or each asks for each other."""
     query: tuple[str, ...] = ()

@@ -84,6 +84,7 @@ def _missing(target: Target, args: EvalArgs, bootstrap: Bootstrap) -> Evaluation
         target.train,
         target.split,
         args.probe,
+        judge=args.judge,
         rates=args.rates,
         seed=args.seed,
         bootstrap=bootstrap,

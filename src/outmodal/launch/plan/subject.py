@@ -109,6 +109,11 @@ class Subject:
             )
             labels = _labels(config, dataset) if described else None
             self.method: AnyMethod = make_method(plan, seen, self.transforms, labels)
+        if not self.method.steps_per_epoch():
+            raise UserError(
+                f"method '{config.method.name}' trains nothing, so there are no steps to plan: run "
+                "it as it is"
+            )
         split = dataset.split(config.data.train_split)
         stored = sum(shard.bytes for shard in split.shards)
         self.facts = Facts(
@@ -195,18 +200,17 @@ class Subject:
         return max(found, key=lambda costs: costs.peak)
 
     def _batch(self, spec: StreamSpec, rows: int) -> Batch:
+        rows = rows * spec.batch // self.method.context.batch  # a stream may have more of them
         generator = torch.Generator().manual_seed(rows)
-        x = {}
-        for modality in spec.modalities:
-            transform = self.transforms[modality]
-            x[modality] = _values(transform, rows, generator)
+        looks = {m: m for m in spec.modalities} | {v.name: v.modality for v in spec.views}
+        x = {look: _values(self.transforms[m], rows, generator) for look, m in looks.items()}
         classes = max(1, len(self.method.context.classes))
         there = torch.ones(rows, dtype=torch.bool)
         return Batch(
-            index=torch.arange(rows),
+            index=torch.arange(rows) % self.facts.samples,
             label=torch.arange(rows) % classes,
             x=x,
-            present={modality: there for modality in spec.modalities},
+            present=dict.fromkeys(looks, there),
             valid=there,
         )
 

@@ -18,7 +18,7 @@ from outmodal.train import diagnostics
 from outmodal.train.checkpoint import CheckpointStore
 from outmodal.train.evaluation import LocalPasses
 from outmodal.train.intervals import Score, score
-from outmodal.train.methods import Align, Cox, Synergy
+from outmodal.train.methods import Align, CoxBase, Synergy
 from outmodal.train.methods.base import Method, Passes
 from outmodal.train.methods.cox_sets import judge_all
 from outmodal.train.methods.supervised import Supervised
@@ -130,7 +130,7 @@ def _classified(
     batch, unknown = method.context.batch, method.unknown
     out = passes.infer("z", StreamSpec("report", frame.split, (unknown,), batch, select))
     features, present = {unknown: out["z"].float()}, {unknown: out["present"].bool()}
-    if isinstance(method, Cox):
+    if isinstance(method, CoxBase):
         spec = StreamSpec("report_known", frame.split, method.known, batch, select)
         known = passes.infer("mapped", spec)
         features |= {m: known[f"mapped:{m}"].float() for m in method.known}
@@ -143,7 +143,7 @@ def _classified(
     rows = present[unknown] & (frame.label >= 0)
     logits, label = out["logits"][rows], frame.label[rows]
     hits = (logits.argmax(dim=1) == label).numpy()
-    more = _of_judges(method, out["z"][rows], logits, label) if isinstance(method, Cox) else []
+    more = _of_judges(method, out["z"][rows], logits, label) if isinstance(method, CoxBase) else []
     return _with(
         frame,
         [*_top_k(logits, label), *more],
@@ -231,7 +231,7 @@ def _top_k(logits: Tensor, label: Tensor) -> list[Score]:
     return [s for s in found if s is not None]
 
 
-def _of_judges(method: Cox, z: Tensor, logits: Tensor, label: Tensor) -> list[Score]:
+def _of_judges(method: CoxBase, z: Tensor, logits: Tensor, label: Tensor) -> list[Score]:
     """Figure 6 with intervals; nothing before the first refresh."""
     if not method.judges or not len(z):
         return []

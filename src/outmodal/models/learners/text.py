@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertModel
 from outmodal.data.inputs import TokenInput
 from outmodal.errors import UserError
 from outmodal.models.learners.base import Learner, LearnerBase
+from outmodal.models.learners.layered import Layered
 
 PAD = 0
 
@@ -66,7 +68,7 @@ class TextLearner(LearnerBase):
         return TextEncoder(self)
 
 
-class TextEncoder(Learner):
+class TextEncoder(Learner, Layered):
     """BertModel without pooling layer, padding masked, pooled by `pool`."""
 
     def __init__(self, config: TextLearner) -> None:
@@ -93,13 +95,39 @@ class TextEncoder(Learner):
         )
         backbone = BertModel(architecture, add_pooling_layer=False)
         super().__init__(config, backbone, size.width, config.pool)
+        self.depth = size.depth
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = (x != PAD).long()
-        # an absent text is all padding; attention over nothing would be NaN
-        mask[:, 0] = 1
-        hidden: Tensor = self.backbone(input_ids=x, attention_mask=mask).last_hidden_state
+        mask = _mask(x)
+        found = self.backbone(input_ids=x, attention_mask=mask.long())
+        return self.pooled(found.last_hidden_state, mask)
+
+    def first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Layered.first`."""
+        embeddings: Any = self.backbone.embeddings
+        return embeddings(input_ids=x), _mask(x)
+
+    def onward(self, hidden: Tensor, mask: Tensor, start: int, stop: int) -> Tensor:
+        """See `Layered.onward`."""
+        encoder: Any = self.backbone.encoder
+        shut = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
+        shut = shut.masked_fill(~mask, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        for layer in encoder.layer[start:stop]:
+            out = layer(hidden, shut)
+            hidden = out[0] if isinstance(out, tuple) else out  # a tuple before transformers 5
+        return hidden
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """See `Layered.pooled`."""
         if self.pool == "cls":
             return hidden[:, 0]
         weights = mask.to(hidden.dtype)[:, :, None]
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _mask(x: Tensor) -> Tensor:
+    """[B, L] bool: tokens that are not padding."""
+    mask = x != PAD
+    # an absent text is all padding; attention over nothing would be NaN
+    mask[:, 0] = True
+    return mask

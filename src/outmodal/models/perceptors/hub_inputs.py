@@ -136,5 +136,8 @@ class HubText(HubTransform):
         filled[: len(tokens)] = tokens
         return filled
 
+    def blank(self, raw: bool = False) -> Tensor:
+        return self(" ", "")
+
     def zeros(self) -> Tensor:
         return self("", "")

@@ -28,6 +28,8 @@ from outmodal.train.gather.meeting import RankExchange
 from outmodal.train.gather.reduce import (
     global_mean,
     masked_mean,
+    mean_tensors,
+    seeded_noise,
     seeded_normal,
     seeded_numbers,
 )
@@ -65,9 +67,11 @@ __all__ = [
     "masked_mean",
     "max_over_ranks",
     "mean_over_ranks",
+    "mean_tensors",
     "open_world",
     "own_part",
     "row_offset",
+    "seeded_noise",
     "seeded_normal",
     "seeded_numbers",
     "world",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,16 @@ def global_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return (both[0] / both[1].clamp(min=1)).float()
 
 
+def mean_tensors(tensors: Sequence[Tensor]) -> None:
+    """Overwrite each tensor in place with its mean over ranks. Collective."""
+    size = world().size
+    if size == 1:
+        return
+    for t in tensors:
+        dist.all_reduce(t)
+        t.div_(size)
+
+
 def seeded_normal(rows: int, dim: int, *seeds: int) -> Tensor:
     """This rank's rows of one standard normal draw for the global batch, on the CPU.
 
@@ -70,3 +81,15 @@ def seeded_numbers(rows: int, count: int, *seeds: int) -> Tensor:
     rounds = -(-rows * world().size // count)
     draw = torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
     return draw.narrow(0, row_offset(rows), rows)
+
+
+def seeded_noise(like: Tensor, *words: int | str) -> Tensor:
+    """Standard normal numbers shaped like a tensor, equal on all ranks and devices.
+
+    Args:
+        like: Shape, type and device.
+        words: Name the draw: other words give an independent one.
+    """
+    digest = hashlib.sha256(repr(words).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)

@@ -9,21 +9,97 @@ from pydantic import Field
 from torch import Tensor
 
 from outmodal.train.methods.align import Align, AlignConfig
+from outmodal.train.methods.aligned import Aligned, AlignedConfig
 from outmodal.train.methods.base import Context, Method, Passes, Stage, StepOutput
 from outmodal.train.methods.cox import Cox
+from outmodal.train.methods.cox_base import CoxBase
 from outmodal.train.methods.cox_config import CoxConfig
+from outmodal.train.methods.cox_unsup import CoxUnsupervised
+from outmodal.train.methods.diagnose_relearn import DiagnoseRelearn, DiagnoseRelearnConfig
 from outmodal.train.methods.entmin import EntMin, EntMinConfig
 from outmodal.train.methods.erm import Erm, ErmConfig
+from outmodal.train.methods.freematch import FreeMatch, FreeMatchConfig
+from outmodal.train.methods.infobridge import InfoBridge
+from outmodal.train.methods.infobridge_config import InfoBridgeConfig
+from outmodal.train.methods.infonce import InfoNce, InfoNceConfig
+from outmodal.train.methods.joint_train import JointTrain, JointTrainConfig
+from outmodal.train.methods.missing_detection import MissingDetection, MissingDetectionConfig
+from outmodal.train.methods.mixtext import MixText, MixTextConfig
+from outmodal.train.methods.mmpareto import MmPareto, MmParetoConfig
+from outmodal.train.methods.moco import Moco, MocoConfig
+from outmodal.train.methods.moco_cox import MocoCox, MocoCoxConfig, MocoCoxUnsupervised
+from outmodal.train.methods.multi_task import MultiTask, MultiTaskConfig
+from outmodal.train.methods.naive import Naive, NaiveConfig
+from outmodal.train.methods.ogm_ge import OgmGe, OgmGeConfig
 from outmodal.train.methods.parts import ExportParts
+from outmodal.train.methods.pmr import Pmr, PmrConfig
+from outmodal.train.methods.reconboost import ReconBoost, ReconBoostConfig
+from outmodal.train.methods.ssl import Ssl, SslConfig
 from outmodal.train.methods.synergy import Synergy
 from outmodal.train.methods.synergy_config import SynergyConfig
+from outmodal.train.methods.ume_mma import UmeMma, UmeMmaConfig
+from outmodal.train.methods.unimodal import Unimodal, UnimodalConfig
 from outmodal.train.methods.untrained import Random, RandomConfig
 
-AnyMethodConfig = CoxConfig | ErmConfig | EntMinConfig | RandomConfig | AlignConfig | SynergyConfig
+AnyMethodConfig = (
+    CoxConfig
+    | ErmConfig
+    | EntMinConfig
+    | RandomConfig
+    | SslConfig
+    | MocoConfig
+    | MocoCoxConfig
+    | FreeMatchConfig
+    | MixTextConfig
+    | AlignedConfig
+    | AlignConfig
+    | SynergyConfig
+    | UmeMmaConfig
+    | NaiveConfig
+    | MultiTaskConfig
+    | MissingDetectionConfig
+    | InfoBridgeConfig
+    | UnimodalConfig
+    | JointTrainConfig
+    | InfoNceConfig
+    | OgmGeConfig
+    | PmrConfig
+    | MmParetoConfig
+    | DiagnoseRelearnConfig
+    | ReconBoostConfig
+)
 MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="name")]
 """Every method's configuration, told apart by `name`."""
 
-AnyMethod = Cox | Erm | EntMin | Random | Align | Synergy
+AnyMethod = (
+    Cox
+    | CoxUnsupervised
+    | Erm
+    | EntMin
+    | Random
+    | Ssl
+    | Moco
+    | MocoCox
+    | MocoCoxUnsupervised
+    | FreeMatch
+    | MixText
+    | Aligned
+    | Align
+    | Synergy
+    | UmeMma
+    | Naive
+    | MultiTask
+    | MissingDetection
+    | InfoBridge
+    | Unimodal
+    | JointTrain
+    | InfoNce
+    | OgmGe
+    | Pmr
+    | MmPareto
+    | DiagnoseRelearn
+    | ReconBoost
+)
 
 
 def build_method(config: AnyMethodConfig, context: Context) -> AnyMethod:
@@ -56,24 +132,65 @@ def imagined(config: AnyMethodConfig, classes: int) -> AnyMethodConfig:
 __all__ = [
     "Align",
     "AlignConfig",
+    "Aligned",
+    "AlignedConfig",
     "AnyMethod",
     "Context",
     "Cox",
+    "CoxBase",
     "CoxConfig",
+    "CoxUnsupervised",
+    "DiagnoseRelearn",
+    "DiagnoseRelearnConfig",
     "EntMin",
     "EntMinConfig",
     "Erm",
     "ErmConfig",
     "ExportParts",
+    "FreeMatch",
+    "FreeMatchConfig",
+    "InfoBridge",
+    "InfoBridgeConfig",
+    "InfoNce",
+    "InfoNceConfig",
+    "JointTrain",
+    "JointTrainConfig",
     "Method",
     "MethodConfig",
+    "MissingDetection",
+    "MissingDetectionConfig",
+    "MixText",
+    "MixTextConfig",
+    "MmPareto",
+    "MmParetoConfig",
+    "Moco",
+    "MocoConfig",
+    "MocoCox",
+    "MocoCoxConfig",
+    "MocoCoxUnsupervised",
+    "MultiTask",
+    "MultiTaskConfig",
+    "Naive",
+    "NaiveConfig",
+    "OgmGe",
+    "OgmGeConfig",
     "Passes",
+    "Pmr",
+    "PmrConfig",
     "Random",
     "RandomConfig",
+    "ReconBoost",
+    "ReconBoostConfig",
+    "Ssl",
+    "SslConfig",
     "Stage",
     "StepOutput",
     "Synergy",
     "SynergyConfig",
+    "UmeMma",
+    "UmeMmaConfig",
+    "Unimodal",
+    "UnimodalConfig",
     "build_method",
     "imagined",
     "resolved",

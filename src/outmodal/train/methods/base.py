@@ -12,15 +12,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outmodal.data.batch import Batch, StreamSpec
+from outmodal.data.transform import Transform
 from outmodal.models.learners import Learner
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one loss composition."""
+    """A stretch of training with one loss composition.
+
+    Attributes:
+        name: Its name.
+        epochs: Its length.
+        lr_scale: Factor on the learning rate of all groups.
+        anew: Whether the schedule and its warm-up begin again with this stage. They last until
+            the next stage that begins anew, or the end of the run.
+    """
 
     name: str
     epochs: int
+    lr_scale: float = 1.0
+    anew: bool = False
+
+
+def scheduled(stages: Sequence[Stage], epoch: int) -> tuple[int, int]:
+    """First epoch, and the one after the last, of the schedule that an epoch is in.
+
+    >>> stages = [Stage("a", 3), Stage("b", 1), Stage("c", 2, anew=True)]
+    >>> scheduled(stages, 0), scheduled(stages, 3), scheduled(stages, 4)
+    ((0, 4), (0, 4), (4, 6))
+    """
+    begin = end = 0
+    for stage in stages:
+        if stage.anew and end > epoch:
+            break
+        if stage.anew:
+            begin = end
+        end += stage.epochs
+    return begin, end
 
 
 @dataclass(frozen=True)
@@ -50,6 +78,8 @@ class Context:
         learners: modality -> trainable encoder.
         train_split, eval_split: Names of the splits.
         epochs: Total epochs of the run.
+        inputs: modality -> the transform that gives its inputs, for what stands for a missing one.
+        splits: Names of all splits of the data set.
     """
 
     seed: int
@@ -61,6 +91,8 @@ class Context:
     train_split: str
     eval_split: str
     epochs: int
+    inputs: Mapping[str, Transform] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
 
 
 class Passes(Protocol):
@@ -77,6 +109,10 @@ class Passes(Protocol):
 
     def weights(self, module: nn.Module) -> dict[str, Tensor]:
         """Return full fp32 CPU copies of a submodule's parameters, whatever the sharding."""
+        ...
+
+    def set_weights(self, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Overwrite a submodule's parameters by what `weights` names; equal on all ranks."""
         ...
 
 
@@ -130,6 +166,19 @@ class Method(nn.Module, ABC):
         """What made the last step's gradient not finite, as a clause for a message; "" where the
         method cannot tell. Collective."""
         return ""
+
+    def edit_gradients(self, gradients: dict[str, Tensor], stage: str, step: int) -> None:
+        """Change the gradient of a step before it is clipped: replace entries, or write to them.
+
+        A method that overrides this cannot be trained with ZeRO stages above 1 (see
+        `outmodal.train.gradients`). Collective; every rank must make the same of it.
+
+        Args:
+            gradients: Parameter name -> whole gradient, reduced over ranks and micro-batches, of
+                what the step moves.
+            stage: Name of the stage.
+            step: Optimizer step.
+        """
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer: {"name", "params", optional "lr_scale", "weight_decay"}."""

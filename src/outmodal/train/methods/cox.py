@@ -16,68 +16,30 @@ Correspondence", ICLR 2025.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from outmodal.data.batch import Batch, StreamSpec
-from outmodal.errors import UserError
-from outmodal.train import diagnostics, gather
-from outmodal.train.methods.base import Context, Passes, Stage, StepOutput
-from outmodal.train.methods.cox_config import CoxConfig
-from outmodal.train.methods.cox_connect import Connected
-from outmodal.train.methods.cox_explore import AnchorMean, Side, explore_term
-from outmodal.train.methods.cox_report import (
-    Survey,
-    by_agreement,
-    describe,
-    finite,
-    stack_judges,
-    unstack_judges,
-)
+from outmodal.train import gather
+from outmodal.train.methods.base import Passes, Stage, StepOutput
+from outmodal.train.methods.cox_base import CoxBase
+from outmodal.train.methods.cox_explore import Side
+from outmodal.train.methods.cox_report import Survey, describe
 from outmodal.train.methods.cox_sets import (
     DISAGREE,
-    NO_ROLE,
-    Judge,
     batch_roles,
     form_roles,
     judge_all,
-    refit,
     rows_with,
 )
-from outmodal.train.methods.discrepancy import discrepancy, probed
 from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.supervised import apply_linear, cross_entropy_rows
-from outmodal.train.methods.terms import weighted
-from outmodal.train.selection import mix_seeds
-
-_BEFORE = ("agreement_rate", "accuracy_agreement", "accuracy_disagreement")
 
 
-class Cox(Connected):
-    """The method.
-
-    Attributes:
-        roles: [N] int64 role of each training sample, see `cox_sets`.
-        judges: The heads as refitted at the last refresh.
-        before: Figure 6 on the evaluation split when exploration began.
-        anchor_mean: Running posterior that `explore: mean_posterior` aims at.
-    """
-
-    def __init__(self, context: Context, config: CoxConfig) -> None:
-        super().__init__(context, config)
-        if self.choices.warmup_epochs >= context.epochs:
-            raise UserError(
-                f"method.warmup_epochs is {self.choices.warmup_epochs} but the run has "
-                f"{context.epochs} epochs, so COX would never explore: lower it, or raise "
-                "engine.epochs"
-            )
-        self.roles = torch.full((len(self.supervision.labels),), NO_ROLE, dtype=torch.int64)
-        self.judges: list[Judge] = []
-        self.before: dict[str, float] = {}
-        self.anchor_mean = AnchorMean(len(context.classes), self.choices.anchor_ema)
+class Cox(CoxBase):
+    """The method with few labelled samples, `setting: semi`."""
 
     def stages(self) -> Sequence[Stage]:
         warm = self.choices.warmup_epochs
@@ -85,12 +47,10 @@ class Cox(Connected):
         return [Stage("warmup", warm), explore] if warm else [explore]
 
     def streams(self, stage: str) -> Sequence[StreamSpec]:
-        """The known features come in an order of their own and without the unknown modality, so
-        that nothing pairs them with unlabelled samples."""
         context, only = self.context, (self.unknown,)
         specs = [
             stream(context, "labelled", (self.unknown, *self.known), self.supervision.labelled),
-            stream(context, "known", self.known),
+            self.known_stream("known"),
         ]
         if stage == "explore" and self.choices.refresh == "batch":
             specs.append(stream(context, "unlabelled", only, self.supervision.unlabelled))
@@ -111,13 +71,7 @@ class Cox(Connected):
         terms["heads"] = self.head_loss(batches["known"], seeds)
         if stage == "explore":
             terms |= self._explore_terms(batches, encoded, step)
-        weights = {
-            "prior": self.config.vib_kl_weight,
-            "heads": self.choices.head_weight,
-            "agree": self.choices.lambda_agree,
-            "explore": self.config.lambda_explore,
-        }
-        return weighted(terms, weights)
+        return self.total(terms)
 
     def _explore_terms(
         self, batches: Mapping[str, Batch], encoded: Mapping[str, tuple[Tensor, Tensor]], step: int
@@ -138,15 +92,8 @@ class Cox(Connected):
             "agreement": anchors,
             "labelled_agreement": [shown, *anchors],
         }[self.choices.anchors]
-        explore = explore_term(
-            self.choices,
-            Side.join([Side.of(*encoded[n], r == DISAGREE) for n, r in roles.items()]),
-            Side.join(guides),
-            self.anchor_mean,
-            sizes=self._set_sizes(),
-            knn=self.config.knn,
-            share=len(gather.all_gather_rows(shown.rows)) / self.context.batch,
-        )
+        disagree = [Side.of(*encoded[n], r == DISAGREE) for n, r in roles.items()]
+        explore = self.explore(disagree, guides, self._set_sizes(), shown.rows)
         return {"agree": gather.masked_mean(pseudo, role >= 0), "explore": explore}
 
     def _step_roles(
@@ -154,9 +101,7 @@ class Cox(Connected):
     ) -> dict[str, Tensor]:
         """Stream -> role of each of its rows, for the unlabelled streams of this step."""
         if self.choices.refresh == "epoch":
-            found = {n: batches[n] for n in ("anchor", "disagree") if n in batches}
-            looked_up = {n: self.roles[b.index.cpu()].to(b.index.device) for n, b in found.items()}
-            return {n: torch.where(self.usable(b), looked_up[n], NO_ROLE) for n, b in found.items()}
+            return {n: self.looked_up(batches[n]) for n in ("anchor", "disagree") if n in batches}
         if "unlabelled" not in batches:
             return {}
         batch = batches["unlabelled"]
@@ -183,119 +128,32 @@ class Cox(Connected):
 
         Warm-up epochs do the same for the log alone.
         """
-        survey = self._survey(passes)
-        self.judges = self._refit(survey, passes, epoch)
+        survey = self.survey(passes)
+        self.judges = self.refitted(survey, passes, epoch)
         verdict = judge_all(self.judges, survey.z, survey.own)
-        hidden = torch.ones(len(self.roles), dtype=torch.bool)
-        hidden[torch.from_numpy(self.supervision.labelled)] = False
-        roles = form_roles(
-            verdict,
-            hidden & survey.present,
-            anchors=max(1, round(self.config.select_fraction * len(self.roles))),
-            quota=self.config.anchor_class_quota,
-        )
-        truth = torch.from_numpy(self.supervision.labels)
-        logs = describe(survey, verdict, roles, truth, self.context.classes, self.context.seed)
+        candidates = ~self._shown() & survey.present
+        quota = self.config.anchor_class_quota
+        roles = form_roles(verdict, candidates, anchors=self.anchor_total, quota=quota)
+        logs = describe(survey, verdict, roles, self.labels, self.context)
         if stage != "explore":
             return logs
-        if not self.before:
-            self.before = self._held_out(passes.infer("z", self.evaluation()))
+        self.note_before(passes)
         if self.choices.refresh == "epoch":
             self.roles = roles
             self.anchor_mean.start(survey.logits[self._guides(survey)].softmax(dim=1))
         return logs
 
-    def _survey(self, passes: Passes) -> Survey:
-        out = passes.infer("z", stream(self.context, "survey", (self.unknown,)))
-        known = passes.infer("mapped", stream(self.context, "survey_known", self.known))
-        return Survey(
-            z=out["z"],
-            logits=out["logits"],
-            present=out["present"].bool(),
-            mapped={m: known[f"mapped:{m}"] for m in self.known},
-            judged={m: known[f"judged:{m}"] for m in self.known},
-            known_present={m: known[f"present:{m}"].bool() for m in self.known},
-        )
-
-    def _refit(self, survey: Survey, passes: Passes, epoch: int) -> list[Judge]:
-        """Copies of the heads after `head_refit_epochs` passes over what they are trained on."""
-        labels = torch.from_numpy(self.supervision.labels)
-        judges = []
-        for k, name in enumerate(self.known):
-            state = passes.weights(self.heads[k])
-            label = torch.where(survey.known_present[name], labels, -1)
-            judges.append(
-                refit(
-                    Judge(state["weight"].float(), state["bias"].float()),
-                    survey.judged[name],
-                    label,
-                    epochs=self.choices.head_refit_epochs,
-                    batch=self.context.batch,
-                    seed=mix_seeds(self.context.seed, epoch, k),
-                )
-            )
-        return judges
+    def _shown(self) -> Tensor:
+        """[N] bool: the samples that show their label."""
+        shown = torch.zeros(len(self.roles), dtype=torch.bool)
+        shown[torch.from_numpy(self.supervision.labelled)] = True
+        return shown
 
     def _guides(self, survey: Survey) -> Tensor:
         """[N] bool: the samples that guide the exploration."""
-        shown = torch.zeros(len(self.roles), dtype=torch.bool)
-        shown[torch.from_numpy(self.supervision.labelled)] = True
         chosen = {
-            "labelled": shown,
+            "labelled": self._shown(),
             "agreement": self.roles >= 0,
-            "labelled_agreement": shown | (self.roles >= 0),
+            "labelled_agreement": self._shown() | (self.roles >= 0),
         }[self.choices.anchors]
         return chosen & survey.present
-
-    def evaluate(self, passes: Passes) -> dict[str, float]:
-        """Top-k of h_O, and Figure 6 on the evaluation split: now, and "before/" exploration."""
-        out = passes.infer("z", self.evaluation())
-        before = {f"before/{name}": value for name, value in self.before.items()}
-        return self.score(out) | finite(self._held_out(out)) | before
-
-    def diagnose(self, passes: Passes) -> dict[str, float]:
-        """Figure 5 on the evaluation split: how far each mapped modality lies from z, and how well
-        its head, as refitted at the last refresh, tells the classes of z."""
-        some = probed(self.context)
-        out = passes.infer("z", replace(self.evaluation(), name="diagnose", select=some))
-        known = StreamSpec(
-            "diagnose_known", self.context.eval_split, self.known, self.context.batch, some
-        )
-        mapped = passes.infer("mapped", known)
-        z, rows = out["z"], out["present"].bool()
-        found: dict[str, float] = {}
-        for m in self.known:
-            v = mapped[f"mapped:{m}"][mapped[f"present:{m}"].bool()]
-            found |= discrepancy({m: v, self.unknown: z[rows]})
-        truth = torch.from_numpy(self.context.labels[self.context.eval_split][some])[rows]
-        for m, judge in zip(self.known, self.judges, strict=False):
-            guess = judge(z[rows]).argmax(dim=1)
-            found[f"judge_accuracy/{m}"] = diagnostics.accuracy(guess, truth)
-        return finite(found)
-
-    def _held_out(self, out: Mapping[str, Tensor]) -> dict[str, float]:
-        if not self.judges:
-            return {}
-        own = out["logits"].argmax(dim=1)
-        truth = torch.from_numpy(self.context.labels[self.context.eval_split])
-        verdict = judge_all(self.judges, out["z"], own)
-        return by_agreement(verdict, own, truth, out["present"].bool() & (truth >= 0))
-
-    def method_state(self) -> dict[str, Tensor]:
-        state = {"roles": self.roles}
-        state |= {f"anchor_mean/{k}": t for k, t in self.anchor_mean.state().items()}
-        if self.judges:
-            state |= stack_judges(self.judges)
-        if self.before:
-            state["before"] = torch.tensor([self.before[k] for k in _BEFORE], dtype=torch.float64)
-        return state
-
-    def load_method_state(self, state: Mapping[str, Tensor]) -> None:
-        self.roles = state["roles"].clone()
-        prefix = "anchor_mean/"
-        self.anchor_mean.load(
-            {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-        )
-        self.judges = unstack_judges(state)
-        values = state["before"].tolist() if "before" in state else []
-        self.before = dict(zip(_BEFORE, values, strict=False))

@@ -3,14 +3,14 @@ the learner's feature space and a head h_k that can judge what lies there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from outmodal.data.batch import Batch
-from outmodal.errors import UserError, nearest
+from outmodal.data.batch import Batch, StreamSpec
+from outmodal.errors import UserError
 from outmodal.models.connectors import VIB, prior_divergence
 from outmodal.models.features import feature_norm
 from outmodal.models.heads import linear_classifier
@@ -18,10 +18,12 @@ from outmodal.models.objectives.cox import recon_rows
 from outmodal.train import gather
 from outmodal.train.methods.base import Context
 from outmodal.train.methods.cox_config import CoxConfig
+from outmodal.train.methods.cox_init import check_classes, initialise, known_modalities, known_rows
+from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.supervised import Supervised, apply_linear, cross_entropy_rows
 from outmodal.train.selection import mix_seeds
 
-_PAIRS, _KNOWN, _PASS = 0, 1, 2  # salts: the places that draw noise
+_PAIRS, _KNOWN, _PASS, _CENTROIDS = 0, 1, 2, 3  # salts: the places that draw noise
 
 
 class Connected(Supervised):
@@ -30,13 +32,21 @@ class Connected(Supervised):
     Attributes:
         config, choices: All keys; the open decisions, settled.
         known: Names of the K known modalities.
+        known_rows: Sorted indices of the training samples whose known features are used; None is
+            all of them.
         connections, heads: One each per known modality, in that order.
     """
 
     def __init__(self, context: Context, config: CoxConfig) -> None:
+        check_classes(context)
         choices, known = config.choices(), known_modalities(context, config)
         super().__init__(
-            context, config, known=known, norm=choices.feat_norm, label_draw=choices.label_draw
+            context,
+            config,
+            known=known,
+            norm=choices.feat_norm,
+            label_draw=choices.label_draw,
+            fraction=0.0 if config.setting == "unsup" else None,
         )
         self.config, self.choices, self.known = config, choices, known
         sizes = [context.dims[m] for m in known]
@@ -46,6 +56,9 @@ class Connected(Supervised):
                 f"{self.dim} and {', '.join(f'{m} has {context.dims[m]}' for m in known)}: set "
                 "method.dim to that size, or method.heads_on mapped"
             )
+        behind = [self.projection, self.classifier]
+        initialise(self.learner, behind, config.oom_init, config.oom_weights, context.seed)
+        self.known_rows = known_rows(context, config.known_fraction)
         self.connections = nn.ModuleList(VIB(d, self.dim, config.connection) for d in sizes)
         classes = len(context.classes)
         self.heads = nn.ModuleList(linear_classifier(self.dim, classes) for _ in known)
@@ -72,7 +85,8 @@ class Connected(Supervised):
         return (self.context.seed, *self._call)
 
     def connect_terms(self, batch: Batch, z: Tensor, seeds: tuple[int, ...]) -> dict[str, Tensor]:
-        """L1 on the labelled pairs, and the bottleneck's prior where it has a weight."""
+        """L1 on a batch's pairs of known features and z, and the bottleneck's prior where it has a
+        weight."""
         recon, prior = [], []
         for k, name, u in self._known_features(batch):
             rows = self.usable(batch) & batch.present[name]
@@ -103,19 +117,48 @@ class Connected(Supervised):
 
     def infer(self, what: str, batch: Batch) -> dict[str, Tensor]:
         """Beside the learner's outputs, "mapped" for all known modalities or "mapped:NAME" for one:
-        {"mapped:NAME": v_k, "judged:NAME": what h_k is trained on, "present:NAME"}."""
+        {"mapped:NAME": v_k, "judged:NAME": what h_k is trained on, "present:NAME"}; or "known":
+        {"known:NAME": u_k, "present:NAME"}."""
         kind, _, chosen = what.partition(":")
-        if kind != "mapped":
+        if kind not in ("mapped", "known"):
             return super().infer(what, batch)
         out: dict[str, Tensor] = {}
         for k, name, u in self._known_features(batch):
-            if chosen in ("", name):
+            if kind == "known":
+                out[f"known:{name}"] = u
+                out[f"present:{name}"] = batch.valid & batch.present[name]
+            elif chosen in ("", name):
                 noise = None if self.choices.vib_eval_mean else self._pass_noise(batch, k)
                 v = self._map(k, u, noise)
                 out[f"mapped:{name}"] = v
                 out[f"judged:{name}"] = v if self.choices.heads_on == "mapped" else u
                 out[f"present:{name}"] = batch.valid & batch.present[name]
         return out
+
+    def centroid_terms(
+        self, known: Sequence[Tensor], target: Tensor, rows: Tensor, seeds: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """L1 on class centroids (C14), the same on every rank.
+
+        Args:
+            known: K tensors [C, d_k], mean u_k of each class.
+            target: [C, d], mean z of each predicted class, constants.
+            rows: [C] bool, the classes that count.
+            seeds: See `step_seeds`.
+        """
+        recon = []
+        for k, u in enumerate(known):
+            generator = torch.Generator().manual_seed(mix_seeds(*seeds, k, _CENTROIDS))
+            noise = torch.randn(len(u), self._latent, generator=generator)
+            v = self._map(k, u.to(target.device), noise)
+            gaps = recon_rows(v, target, reduction=self.choices.recon_reduction)
+            recon.append(gaps[rows].sum() / max(1, int(rows.sum())))
+        return {"recon": torch.stack(recon).sum()}
+
+    def known_stream(self, name: str) -> StreamSpec:
+        """A stream over the known features, in an order of its own and without the unknown
+        modality, so that nothing pairs them with unlabelled samples."""
+        return stream(self.context, name, self.known, self.known_rows)
 
     @property
     def _latent(self) -> int:
@@ -148,30 +191,3 @@ class Connected(Supervised):
             generator = torch.Generator().manual_seed(mix_seeds(self.context.seed, k, _PASS, index))
             draws.append(torch.randn(self._latent, generator=generator))
         return torch.stack(draws)
-
-
-def known_modalities(context: Context, config: CoxConfig) -> tuple[str, ...]:
-    """Names of the known modalities.
-
-    Raises:
-        UserError: None, the unknown one among them, or one that is no vector of the data set.
-    """
-    known = config.known or tuple(m for m in context.dims if m != config.unknown)
-    if config.unknown in known:
-        raise UserError(
-            f"method.known holds '{config.unknown}', which is method.unknown: name other modalities"
-        )
-    if len(set(known)) < len(known):
-        raise UserError(f"method.known names a modality twice: {', '.join(known)}")
-    for m in known:
-        if m not in context.dims:
-            raise UserError(
-                f"method.known names '{m}', which is no vector modality of the data set"
-                f"{nearest(m, context.dims)}; `outmodal embed` computes features of other kinds"
-            )
-    if not known:
-        raise UserError(
-            "method cox needs known features, but the data set has no vector modality: compute "
-            "them with `outmodal embed`, or configure perceptors"
-        )
-    return known

@@ -5,7 +5,7 @@ Only the disagreement side has a gradient. Statistics are over the global batch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Side:
         return Side(z, logits.float().log_softmax(dim=1), rows)
 
     @staticmethod
-    def join(sides: list[Side]) -> Side:
+    def join(sides: Sequence[Side]) -> Side:
         """Rows of all sides."""
         parts = zip(*((s.z, s.log_q, s.rows) for s in sides), strict=True)
         return Side(*(torch.cat(p) for p in parts))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from outmodal.train import diagnostics
+from outmodal.train.methods.base import Context
 from outmodal.train.methods.cox_sets import AGREE, DISAGREE, NO_ROLE, Judge, Verdict
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,7 @@ def describe(
     verdict: Verdict,
     roles: Tensor,
     truth: Tensor,
-    classes: Sequence[str],
-    seed: int,
+    context: Context,
 ) -> dict[str, float]:
     """All diagnostics of one refresh, as scalars.
 
@@ -76,25 +76,25 @@ def describe(
         verdict: The judges' on the pass.
         roles: [N] roles formed from it.
         truth: [N] true classes, used for these numbers only.
-        classes: Class names.
-        seed: Of the MMD's subsample.
+        context: For the names of the classes, and the seed of the MMD's subsample.
     """
     candidates = roles != NO_ROLE
     logs = by_agreement(verdict, survey.own, truth, candidates)
     logs["accuracy_unlabelled"] = diagnostics.accuracy(survey.own[candidates], truth[candidates])
     logs["agreement_purity"] = _purity(verdict, truth, candidates & verdict.agree)
-    logs["anchor_purity"] = _purity(verdict, truth, roles >= 0)
+    logs["anchor_purity"] = diagnostics.accuracy(roles[roles >= 0], truth[roles >= 0])
     logs["anchors"] = float((roles >= 0).sum())
     logs["disagreements"] = float((roles == DISAGREE).sum())
     logs["agreements_unused"] = float((roles == AGREE).sum())
-    logs |= _anchor_classes(roles, classes)
+    logs |= _anchor_classes(roles, context.classes)
     z = survey.z[survey.present]
     logs["z_std"] = diagnostics.mean_feature_std(z)
+    logs["z_std_min"] = float(z.float().std(dim=0, unbiased=False).min()) if len(z) else math.nan
     for k, (name, mapped) in enumerate(survey.mapped.items()):
         guess = verdict.predictions[k][candidates]
         logs[f"judge_accuracy/{name}"] = diagnostics.accuracy(guess, truth[candidates])
         v = mapped[survey.known_present[name]]
-        logs[f"mmd/{name}"] = diagnostics.mmd(v, z, limit=MMD_SAMPLES, seed=seed)
+        logs[f"mmd/{name}"] = diagnostics.mmd(v, z, limit=MMD_SAMPLES, seed=context.seed)
         logs[f"modality_gap/{name}"] = diagnostics.modality_gap(v, z)
     return finite(logs)
 

@@ -50,14 +50,17 @@ class Supervision:
     """Which training samples show their label: the same for every method with the same seed.
 
     Attributes:
-        labelled, unlabelled: Sorted indices within the training split; together all of it.
+        labelled, unlabelled: Sorted indices within the training split; together all of it. Nothing
+            is labelled where the fraction is 0.
     """
 
     def __init__(self, context: Context, fraction: float, draw: LabelDraw) -> None:
         self.labels = context.labels[context.train_split]
-        self.labelled = labelled_draw(
-            self.labels, fraction, context.seed, context.classes, balanced=draw == "balanced"
-        )
+        self.labelled: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        if fraction > 0:
+            self.labelled = labelled_draw(
+                self.labels, fraction, context.seed, context.classes, balanced=draw == "balanced"
+            )
         hidden = np.ones(len(self.labels), dtype=bool)
         hidden[self.labelled] = False
         self.unlabelled: NDArray[np.int64] = np.flatnonzero(hidden)

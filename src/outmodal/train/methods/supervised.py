@@ -48,6 +48,7 @@ class Supervised(Method):
         norm: FeatureNorm,
         label_draw: LabelDraw,
         head: Kind = "linear",
+        fraction: float | None = None,
     ) -> None:
         super().__init__(context)
         self.unknown = config.unknown
@@ -56,7 +57,8 @@ class Supervised(Method):
         self.dim = feature_size(context, config.dim, known, self.learner)
         self.projection = ProjectionHead(self.learner.dim, self.dim, head)
         self.classifier = linear_classifier(self.dim, len(context.classes))
-        self.supervision = Supervision(context, config.label_fraction, label_draw)
+        shown = config.label_fraction if fraction is None else fraction
+        self.supervision = Supervision(context, shown, label_draw)
 
     def encode(self, x: Tensor) -> Tensor:
         """Inputs -> z [B, dim], normalised, fp32."""

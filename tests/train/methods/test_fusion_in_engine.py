@@ -1,0 +1,98 @@
+"""The fusion methods in the real engine: strategies agree, and every stage goes on as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.data.tiny import make_tiny
+from tests.train.forked import ForkServer
+from tests.train.methods.test_in_engine import job
+from tests.train.plans import lines, losses, newest
+
+UME = {"name": "ume_mma", "unimodal_epochs": 1, "complete_epochs": 1, "phase_lr_scale": 0.5}
+FROZEN = {"name": "ume_mma", "unimodal_epochs": 2, "freeze_encoders": True}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`force` and `pose`; some samples lack one."""
+    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
+    root = tmp_path_factory.mktemp("pairs") / "tiny"
+    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
+
+
+@pytest.fixture(scope="module")
+def alone(server: ForkServer, pairs: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    server.run(job(out, pairs, UME), 1, out.with_suffix(".log"))
+    return out
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(newest(out) / "weights.safetensors")
+
+
+def test_every_phase_has_its_loss_and_its_schedule(alone: Path) -> None:
+    rows = [r for r in lines(alone) if r["split"] == "train"]
+    assert [r["stage"] for r in rows] == ["unimodal"] * 6 + ["fusion"] * 12 + ["complete"] * 6
+    assert {"loss/force", "loss/pose"} <= set(rows[0]["values"])
+    assert {"loss/fused", "dropped"} <= set(rows[6]["values"])
+    assert "dropped" not in rows[-1]["values"]
+    lr = [r["values"]["lr"] for r in rows]
+    assert lr[0] == pytest.approx(1e-2)
+    assert lr[6] == lr[18] == pytest.approx(5e-3)  # from the top again, at half the height
+    assert lr[5] < 1e-3 > lr[17]
+    final = [r["values"] for r in lines(alone) if r["split"] == "eval"][-1]
+    assert {"top1", "miss_force/top1", "average/top1", "only_pose/top1"} <= set(final)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("unimodal", 3), ("fusion", 9), ("complete", 20)])
+def test_each_stage_goes_on_as_it_was(
+    server: ForkServer, pairs: str, tmp_path: Path, alone: Path, stage: str, step: int
+) -> None:
+    request = job(tmp_path / "run", pairs, UME)
+    codes = server.wait(server.start({**request, "stop_at": step}, 1, tmp_path / "log"))
+    assert codes == [75]
+    assert lines(tmp_path / "run")[-1]["stage"] == stage
+    server.run(request, 1, tmp_path / "log")
+    assert losses(tmp_path / "run") == losses(alone)
+    mine, theirs = weights(tmp_path / "run"), weights(alone)
+    assert all(torch.equal(t, theirs[name]) for name, t in mine.items())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_ume_mma_is_the_same_under_every_strategy(
+    server: ForkServer, pairs: str, tmp_path: Path, alone: Path, strategy: str
+) -> None:
+    out = tmp_path / "run"
+    server.run(job(out, pairs, UME, strategy=strategy), 2, tmp_path / "log")
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_frozen_encoders_stay_under_every_strategy(
+    server: ForkServer, pairs: str, tmp_path: Path, strategy: str
+) -> None:
+    """Weight decay and moments do not move them either."""
+    out, request = tmp_path / "run", job(tmp_path / "run", pairs, FROZEN, strategy=strategy)
+    assert set(server.wait(server.start({**request, "stop_at": 12}, 2, tmp_path / "log"))) == {75}
+    first = weights(out)
+    server.run(request, 2, tmp_path / "log")
+    last = weights(out)
+    moved = {name for name, t in last.items() if not torch.equal(t, first[name])}
+    assert moved
+    assert all(name.startswith("heads.") for name in moved)
+
+
+@pytest.mark.parametrize("name", ["naive", "multi_task", "missing_detection"])
+def test_the_comparators_run(server: ForkServer, pairs: str, tmp_path: Path, name: str) -> None:
+    method: dict[str, Any] = {"name": name}
+    server.run(job(tmp_path / "run", pairs, method, epochs=2), 1, tmp_path / "log")
+    last = [r["values"] for r in lines(tmp_path / "run") if r["split"] == "eval"][-1]
+    assert {"top1", "miss_force/top1", "miss_pose/top1", "average/top1"} <= set(last)
+    assert len(losses(tmp_path / "run")) == 12
