@@ -55,7 +55,10 @@ setup(
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.21"],
         # Shards on http(s) and S3.
         "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "s3fs>=2025.3"],
+        # Sources of data sets in Parquet files.
+        "parquet": ["pyarrow>=17"],
         "test": [
+            "pyarrow>=17",
             "fsspec>=2025.3",
             "aiohttp>=3.10",
             "s3fs>=2025.3",

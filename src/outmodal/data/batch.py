@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from outmodal.data.mixing import Mixed, Mixer, Mixing
+
 Finish = Callable[[Tensor, Tensor], Tensor]
 """(x [B, *stored], keys [B] int64) -> [B, *shape]: the part of an input that is left for the
 device (see Transform.finish)."""
@@ -45,6 +47,7 @@ class StreamSpec:
         batch: Samples per step over all ranks together.
         select: Sorted global indices within the split to draw from; None is the whole split.
         views: More looks at modalities; a modality need not be among `modalities` for it.
+        mixing: What of neighbours is blended in epochs, and how; None is nothing.
     """
 
     name: str
@@ -53,6 +56,7 @@ class StreamSpec:
     batch: int
     select: NDArray[np.int64] | None = field(default=None, compare=False)
     views: tuple[View, ...] = ()
+    mixing: Mixing | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Batch:
         key: [B] int64, `key_number` of the sample's key, which augmentation draws by; 0 on
             padding rows, and everywhere where it is not given.
         later: modality or view -> what is left to do to its `x`.
+        mixer: What blends rows once their inputs are finished; None where none is, or was.
+        mixed: What blending made of the labels; None where there was none.
     """
 
     index: Tensor
@@ -82,6 +88,8 @@ class Batch:
     target: Tensor | None = None
     key: Tensor = None  # type: ignore[assignment]
     later: Mapping[str, Finish] = field(default_factory=dict, compare=False)
+    mixer: Mixer | None = field(default=None, compare=False)
+    mixed: Mixed | None = None
 
     def __post_init__(self) -> None:
         if self.key is None:
@@ -93,26 +101,32 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
         """Move to `device`, and finish there; floating-point inputs become `dtype`, if given.
 
-        Rows that lack a modality are zeros in it.
+        Rows that lack a modality are zeros in it, and are not mixed with others.
         """
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)
 
-        key = move(self.key)
+        key, label, valid = move(self.key), move(self.label), move(self.valid)
+        present = {m: move(t) for m, t in self.present.items()}
         x = {name: self._finished(name, move(t), key) for name, t in self.x.items()}
+        mixed = self.mixed
+        if self.mixer is not None:
+            x, mixed = self.mixer(x, present, label, key, valid)
         if dtype is not None:
             x = {m: t.to(dtype) if t.is_floating_point() else t for m, t in x.items()}
         return replace(
             self,
             index=move(self.index),
-            label=move(self.label),
+            label=label,
             x=x,
-            present={m: move(t) for m, t in self.present.items()},
-            valid=move(self.valid),
+            present=present,
+            valid=valid,
             target=None if self.target is None else move(self.target),
             key=key,
             later={},
+            mixer=None,
+            mixed=mixed,
         )
 
     def _finished(self, name: str, x: Tensor, key: Tensor) -> Tensor:
@@ -146,6 +160,7 @@ class Batch:
             valid=self.valid[chosen],
             target=None if self.target is None else self.target[chosen],
             key=self.key[chosen],
+            mixed=None if self.mixed is None else self.mixed.rows(chosen),
         )
 
     @staticmethod

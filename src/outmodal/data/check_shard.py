@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,10 @@ from outmodal.data.shard_index_file import index_problem, label_array, load_inde
 from outmodal.data.shard_scan import scan_file
 from outmodal.data.shards import ShardDamage, ShardIndex, read_members, read_shard, scan_shard
 from outmodal.data.store import ShardPlace, StoreError
+from outmodal.data.whole_shard import hash_shard
 
 PART = 4096
 """Samples of a shard that one process checks at a time: a giant shard is shared out too."""
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -121,16 +119,6 @@ def _file_problems(place: ShardPlace, shard: ShardInfo) -> Iterator[Problem]:
         yield Problem(shard.file, "bytes", f"{size} bytes, {MANIFEST} says {shard.bytes}")
     if digest != shard.sha256:
         yield Problem(shard.file, "sha256", f"sha256 is {digest}, {MANIFEST} says {shard.sha256}")
-
-
-def hash_shard(place: ShardPlace) -> tuple[str, int]:
-    """Return sha256 and bytes of a shard. Raises FileNotFoundError, OSError or StoreError."""
-    digest, size = hashlib.sha256(), 0
-    with place.open() as file:
-        while chunk := file.pread(_CHUNK, size):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size
 
 
 def _fresh(place: ShardPlace, index: ShardIndex) -> ShardIndex:

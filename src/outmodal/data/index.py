@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,9 @@ from outmodal.data.manifest import (
 )
 from outmodal.data.shard_index_file import label_array, write_index
 from outmodal.data.shards import ShardDamage, read_shard, scan_shard
+from outmodal.data.store_local import LocalShard
 from outmodal.data.store_remote import SCHEMES
+from outmodal.data.whole_shard import hash_shard
 from outmodal.errors import UserError
 
 EXTENSIONS: Mapping[str, Kind] = {
@@ -49,7 +50,6 @@ _KEPT = ("height", "width", "channels", "sample_rate")
 _MEMBER = pattern(r"[a-z0-9][a-z0-9_-]*\.[a-z0-9]+")
 _NUMBERED = pattern(r"(?P<split>.*?)[-_.]?(shard)?[-_.]?\d+([-_]of[-_]\d+)?")
 _UNFIT = pattern(r"[^A-Za-z0-9_-]+")
-_CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -177,7 +177,7 @@ class _Survey:
                 samples += 1
                 labels.append(members.get(LABEL))
                 self._sample(f"{path.name}: sample '{key}'", members)
-            digest, size = _hash(path)
+            digest, size = hash_shard(LocalShard(path))
             info = ShardInfo(file=path.name, samples=samples, bytes=size, sha256=digest)
             if len(self.problems) == known:
                 write_index(path.parent, scan_shard(path), digest, label_array(labels))
@@ -293,12 +293,3 @@ def _array_spec(seen: _Seen) -> Modality:
         channels=channels if channels > 0 else None,
         size=(height, width) if height > 0 and width > 0 else None,
     )
-
-
-def _hash(path: Path) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest.hexdigest(), size

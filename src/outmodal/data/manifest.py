@@ -110,11 +110,17 @@ class SplitInfo(Config):
 
 
 class Manifest(Config):
-    """The contents of `dataset.json`."""
+    """The contents of `dataset.json`.
+
+    `wnids` are the WordNet ids of ImageNet's classes, in the order of `classes`; `subset` the
+    classes that a set for evaluation has, where it has not all: classifiers choose among these.
+    """
 
     format: Literal[1] = 1
     name: str
     classes: tuple[str, ...]
+    wnids: tuple[str, ...] | None = None
+    subset: tuple[Count, ...] | None = None
     modalities: dict[str, Modality]
     splits: dict[str, SplitInfo]
 
@@ -135,6 +141,15 @@ class Manifest(Config):
         if twice:
             raise ValueError(f"class '{twice[0]}' is named twice")
         return classes
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        count = len(self.classes)
+        if self.wnids is not None and len(set(self.wnids)) != count:
+            raise ValueError(f"wnids: expected {count}, one for each class")
+        if self.subset is not None and not (self.subset and max(self.subset) < count):
+            raise ValueError(f"subset: expected some of 0..{count - 1}")
+        return self
 
     @field_validator("splits")
     @classmethod

@@ -21,7 +21,7 @@ from typing import Any
 from outmodal.data.cache import sync_folder, write_atomic
 from outmodal.data.check import CheckReport, all_shards, make_report
 from outmodal.data.check_sample import Expected
-from outmodal.data.check_shard import Found, Problem, check_shard, hash_shard
+from outmodal.data.check_shard import Found, Problem, check_shard
 from outmodal.data.claim import claimed, writing
 from outmodal.data.labels import LABEL, LABEL_BYTES
 from outmodal.data.manifest import Dataset, ShardInfo, SplitInfo, write_manifest
@@ -31,11 +31,11 @@ from outmodal.data.shards import ShardDamage, read_members, read_shard, scan_sha
 from outmodal.data.store import ShardPlace
 from outmodal.data.store_local import LocalShard
 from outmodal.data.tasks import Progress, run_tasks
+from outmodal.data.whole_shard import copy_shard, hash_shard
 from outmodal.errors import UserError
 
 REPORT = "repair.json"
 _WORK = ".repair"
-_CHUNK = 1 << 20
 _CUT = ("count", "damage")
 _HARMLESS = ("index", "sha256", "bytes")
 _LOST = ("missing", "unreadable", "not checked")
@@ -209,20 +209,10 @@ def _carry(place: ShardPlace, shard: ShardInfo, found: Found, out: Path) -> Shar
     target = out / shard.file
     target.unlink(missing_ok=True)
     linked = isinstance(place, LocalShard) and _linked(place.path, target)
-    if not linked:
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file, place.open() as source:
-                at = 0
-                while chunk := source.pread(_CHUNK, at):
-                    file.write(chunk)
-                    at += len(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    sync_folder(out)
+    if linked:
+        sync_folder(out)
+    else:
+        copy_shard(place, target)
     if linked and not found.problems:
         return shard
     digest, size = hash_shard(LocalShard(target))

@@ -41,10 +41,11 @@ class ShardWriter:
     Args:
         path: The tar.
         index: False writes no index file.
+        empty: Whether the shard may have no sample.
     """
 
-    def __init__(self, path: Path, *, index: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, index: bool = True, empty: bool = False) -> None:
+        self.path, self._empty = path, empty
         self._rows = _Rows() if index else None
         self._partial = path.with_name(f".{path.name}.partial")
         self._keys: set[str] = set()
@@ -101,7 +102,7 @@ class ShardWriter:
                 self._partial.unlink(missing_ok=True)
 
     def _commit(self) -> None:
-        if not self._keys:
+        if not self._keys and not self._empty:
             raise UserError(f"{self.path.name}: a shard needs at least one sample")
         self._tar.close()
         self._file.sync()
@@ -113,7 +114,7 @@ class ShardWriter:
             bytes=self._file.tell(),
             sha256=self._file.hexdigest(),
         )
-        if self._rows is None:
+        if self._rows is None or not self._keys:  # nothing to find
             self.path.with_name(index_name(self.path.name)).unlink(missing_ok=True)
         else:
             index = self._rows.index(self._info)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from outmodal.closing import Closing
 from outmodal.data.store import ShardPlace
 
 INDEX = ".index"
@@ -17,7 +16,7 @@ LARGEST_INDEX = 1 << 30
 """An index file above this size is not read."""
 
 
-class LocalFile:
+class LocalFile(Closing):
     """An open file, read by position: any number of threads may share it.
 
     Args:
@@ -55,17 +54,6 @@ class LocalFile:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -6,10 +6,9 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from outmodal.closing import Closing
 from outmodal.data.disk_cache import DiskCache, Download
 from outmodal.data.store import ChangedError, ShardFile, Store
 from outmodal.data.store_config import RemoteConfig, as_chosen
@@ -89,7 +88,7 @@ def _local(address: str) -> LocalStore:
     return LocalStore(Path(unquote(parts.path)))
 
 
-class RemoteFile:
+class RemoteFile(Closing):
     """A remote shard, read stretch by stretch. Any number of threads may share it."""
 
     def __init__(self, url: str, size: int, config: RemoteConfig, version: str) -> None:
@@ -122,17 +121,6 @@ class RemoteFile:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class CachedFile(LocalFile):

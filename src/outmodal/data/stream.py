@@ -18,11 +18,11 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
 
 import numpy as np
 from torch import Tensor
 
+from outmodal.closing import Closing
 from outmodal.data.batch import Batch, Finish, StreamSpec, View
 from outmodal.data.board import Board
 from outmodal.data.collate import join
@@ -31,6 +31,7 @@ from outmodal.data.draws import Draw
 from outmodal.data.epoch import epoch_plan
 from outmodal.data.feed import EpochFeed, Feed, PassFeed, Strand
 from outmodal.data.manifest import Dataset
+from outmodal.data.mixing import Mixer
 from outmodal.data.plan import (
     PADDING,
     PassPlan,
@@ -53,7 +54,7 @@ CHEAP = 0.0003
 """Seconds of reading a row below which threads do not pay off in the training process."""
 
 
-class Loader:
+class Loader(Closing):
     """Reads one data set for one rank.
 
     Args:
@@ -125,7 +126,12 @@ class Loader:
             for worker in range(self._workers)
         ]
         later = {name: self._later(strand.columns) for name, strand in strands.items()}
-        return self._finishing(self._joined(feeds), later)
+        mixers = {
+            spec.name: Mixer(spec.mixing, Draw(seed, epoch, spec.name))
+            for spec in specs
+            if spec.mixing is not None
+        }
+        return self._finishing(self._joined(feeds), later, mixers)
 
     def open_pass(self, spec: StreamSpec) -> Iterator[Batch]:
         """Return an iterator over this rank's batches of an evaluation pass.
@@ -163,17 +169,6 @@ class Loader:
             self._local.crew.close()
             self._local = None
 
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _joined(self, feeds: Sequence[Feed]) -> Iterator[dict[str, Batch]]:
         """Yield one dictionary for each round of the workers, their rows in order."""
         parts: list[dict[str, Batch]] = []
@@ -184,14 +179,20 @@ class Loader:
                 parts = []
 
     def _finishing(
-        self, steps: Iterator[dict[str, Batch]], later: Mapping[str, Mapping[str, Finish]]
+        self,
+        steps: Iterator[dict[str, Batch]],
+        later: Mapping[str, Mapping[str, Finish]],
+        mixers: Mapping[str, Mixer] | None = None,
     ) -> Iterator[dict[str, Batch]]:
         """Add what is left to do on the device. What workers sent is not in pinned memory yet."""
         pin = self._pin and self._cfg.workers > 0
         for batches in steps:
             if pin:
                 batches = {name: batch.pinned() for name, batch in batches.items()}
-            yield {name: replace(batch, later=later[name]) for name, batch in batches.items()}
+            yield {
+                name: replace(batch, later=later[name], mixer=(mixers or {}).get(name))
+                for name, batch in batches.items()
+            }
 
     def _later(self, columns: Sequence[Column]) -> dict[str, Finish]:
         """What is left to do to each column, if anything is."""

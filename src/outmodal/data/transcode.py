@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from outmodal.data.cache import sync_folder, write_atomic
+from outmodal.data.cache import write_atomic
 from outmodal.data.claim import claimed, writing
 from outmodal.data.decode import DecodeError, decode
 from outmodal.data.jpeg import read_header
@@ -37,12 +38,12 @@ from outmodal.data.shard_writer import ShardWriter
 from outmodal.data.shards import ShardDamage, read_shard
 from outmodal.data.store import ShardPlace
 from outmodal.data.tasks import Progress, run_tasks
+from outmodal.data.whole_shard import copy_shard
 from outmodal.errors import UserError, nearest
 
 EXT = "jpg"
 _JPEG = ("jpg", "jpeg")
 _WORK = ".transcode"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def _one_shard(place: ShardPlace, shard: ShardInfo, recipe: Recipe, out: Path) -
                 writer.add(key, dict(_members(members, recipe, counts)))
         done = _Done(writer.info, dict(counts))
     else:
-        done = _Done(_copied(place, shard, out), {})
+        copy_shard(place, out / shard.file)  # a writer would not write it
+        done = _Done(shard, {})
     content = {"source": shard.sha256, "info": done.info.model_dump(), "counts": done.counts}
     write_atomic(record, json.dumps(content).encode())
     return done
@@ -212,19 +214,6 @@ def _samples(place: ShardPlace, shard: ShardInfo) -> Iterator[tuple[str, Mapping
             f"{damage}; mend the data set with `outmodal data check --repair`, and transcode "
             "what that writes"
         ) from None
-
-
-def _copied(place: ShardPlace, shard: ShardInfo, out: Path) -> ShardInfo:
-    """Copy a shard without samples, which a writer would not write."""
-    with place.open() as source, (out / shard.file).open("wb") as file:
-        at = 0
-        while chunk := source.pread(_CHUNK, at):
-            file.write(chunk)
-            at += len(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(out)
-    return shard
 
 
 def _members(
@@ -264,13 +253,23 @@ def shrink(data: bytes, side: int, quality: int) -> bytes:
     pixels = decode(Modality(kind="image", ext=EXT), data)
     if isinstance(pixels, str) or pixels.dtype != "uint8":
         raise DecodeError("pictures of 16 bits do not fit into a JPEG")
+    return encode_jpeg(pixels, side, quality)
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], side: int, quality: int) -> bytes:
+    """Encode uint8 [H, W, 1 or 3] as JPEG 4:2:0, with a shorter side of at most `side`."""
+    file = io.BytesIO()
+    shrunk(pixels, side).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def shrunk(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    """uint8 [H, W, 1 or 3] as a picture with a shorter side of at most `side`."""
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     height, width = smaller_size(picture.height, picture.width, side)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
-    return file.getvalue()
+    if (width, height) == picture.size:
+        return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def smaller_size(height: int, width: int, side: int) -> tuple[int, int]:

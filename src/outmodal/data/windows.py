@@ -57,9 +57,9 @@ def spread_windows(duration: Fraction, length: float, count: int) -> list[Window
     return windows(duration, length, count, "imagebind")
 
 
-def check_windows(place: str, clips: int, single: str = "start") -> None:
-    """Raise ValueError where several clips are asked for at the one place of `single`."""
-    if place == single and clips > 1:
+def check_windows(place: str, clips: int) -> None:
+    """Raise ValueError where several clips are asked for of a window that has one place."""
+    if place in ("start", "whole") and clips > 1:
         raise ValueError(
-            f"window '{single}' gives one clip, not {clips}: use uniform, random or imagebind"
+            f"window '{place}' gives one clip, not {clips}: use uniform, random or imagebind"
         )

@@ -70,16 +70,17 @@ def expected(image: Image.Image, name: str, level: float, side: float) -> Image.
     return simple[name](image)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_operation_is_pillows(channels: int) -> None:
-    step = RandAugment(n=1, magnitude=6.0, std=2.0, share=1.0, fill=128 / 255)
+@pytest.mark.parametrize(("channels", "magnitude"), [(1, 6.0), (3, 6.0), (3, 15.0)])
+def test_every_operation_is_pillows(channels: int, magnitude: float) -> None:
+    step = RandAugment(n=1, magnitude=magnitude, std=2.0, share=1.0, fill=128 / 255)
     x, numbers = pictures(420, channels, SIZE), keys(420)
     out = applied(step, x, numbers)
     drawn = numbers_of(step, numbers, 4)
     seen = set()
     for row in range(len(x)):
         name = OPERATIONS[int(drawn[row, 0] * len(OPERATIONS))]
-        level = min(max(6.0 + 2.0 * float(stats.norm.ppf(drawn[row, 1])), 0.0), 10.0) / 10
+        strength = magnitude + 2.0 * float(stats.norm.ppf(drawn[row, 1]))
+        level = min(max(strength, 0.0), max(10.0, magnitude)) / 10
         theirs = expected(pil(x[row]), name, level, -1.0 if drawn[row, 3] < 0.5 else 1.0)
         seen.add(name)
         if name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y"):

@@ -17,6 +17,8 @@ from outmodal.data.transform import Value
 
 SPEC = Modality(kind="image", ext="png")
 NAMES = tuple(CORRUPTIONS["image"])
+LOCAL = ("glass_blur", "elastic_transform")
+"""Their published steps trade a few large moves for many small ones: see test_pictures_more."""
 
 
 def scene(side: int, channels: int) -> pictures.Pixels:
@@ -32,7 +34,7 @@ def damaged(name: str, value: Value, severity: int, key: str = "k") -> pictures.
     return np.asarray(made)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LOCAL])
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (128, 3)])
 def test_stronger_is_worse(name: str, side: int, channels: int) -> None:
     clean = scene(side, channels)

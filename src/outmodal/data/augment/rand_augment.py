@@ -35,6 +35,9 @@ OPERATIONS = (
 
 _TABLES = ("autocontrast", "equalize", "solarize", "posterize", "contrast", "brightness")
 STRONGEST = 10.0
+"""Strength at which the operations' numbers are given."""
+
+MOST = 30.0
 
 
 class RandAugment(Augment):
@@ -45,8 +48,10 @@ class RandAugment(Augment):
 
     Attributes:
         n: Rounds.
-        magnitude: Mean strength, 0 to 10.
-        std: Deviation of the strength, which is drawn in every round and cut to 0..10.
+        magnitude: Mean strength, 0 to 30. Above 10 moves and enhancements go on at the same rate,
+            and posterize and solarize end where nothing is left to change.
+        std: Deviation of the strength, which is drawn in every round and cut to 0..10, or to
+            `magnitude` where that is more.
         share: Probability that a round changes a picture at all.
         increasing: Whether posterize, solarize and the enhancements grow stronger with the
             magnitude, as the moves do; otherwise they go from one extreme to the other.
@@ -57,7 +62,7 @@ class RandAugment(Augment):
     form: ClassVar[Form] = "pixels"
     name: Literal["rand_augment"] = "rand_augment"
     n: int = Field(default=2, ge=1)
-    magnitude: float = Field(default=9.0, ge=0.0, le=STRONGEST)
+    magnitude: float = Field(default=9.0, ge=0.0, le=MOST)
     std: float = Field(default=0.5, ge=0.0)
     share: Probability = 0.5
     increasing: bool = False
@@ -75,9 +80,9 @@ class RandAugment(Augment):
         return x
 
     def _level(self, uniform: Tensor) -> Tensor:
-        """Return strengths [B] in 0..1."""
+        """Return strengths [B] as shares of STRONGEST."""
         drawn = self.magnitude + self.std * torch.special.ndtri(uniform + 2.0**-25)
-        return torch.clamp(drawn, 0.0, STRONGEST) / STRONGEST
+        return torch.clamp(drawn, 0.0, max(STRONGEST, self.magnitude)) / STRONGEST
 
     def _factor(self, level: Tensor, side: Tensor) -> Tensor:
         """Return the share of the picture in an enhancement, 1 leaving it as it is."""
@@ -102,6 +107,7 @@ class RandAugment(Augment):
         bits, threshold = (4.0 * level).floor(), (256.0 * level).floor()
         if self.increasing:
             bits, threshold = 4.0 - bits, 256.0 - threshold
+        bits, threshold = bits.clamp(0.0, 8.0), threshold.clamp(0.0, 256.0)
         middle = (tables.grey(levels).double().mean((1, 2, 3)) + 0.5).floor().float()
         return {
             "autocontrast": tables.autocontrast(counts),

@@ -52,6 +52,9 @@ Add = Callable[[str, Mapping[str, bytes]], None]
 Facts = dict[str, dict[str, Any]]
 """Modality -> what a shard found out about its members, in JSON values."""
 
+Watch = Callable[[Facts], None]
+Beside = Callable[[Sequence[Facts]], Mapping[str, bytes]]
+
 
 class ShardJob(Protocol):
     """Everything one process needs to make one shard. It is sent there, so it can be pickled."""
@@ -83,11 +86,14 @@ class BuildPlan:
     Attributes:
         name: Name of the data set.
         classes: Class names in the order of the labels.
-        splits: Split -> number of samples.
+        splits: Split -> number of samples at most: a job may leave some out.
         samples_per_shard: Samples in every shard but the last of a split.
         request: Everything that decides the bytes, in JSON values. A build goes on only where
             this is equal.
         source: Makes the jobs.
+        wnids, subset: As in the manifest.
+        watch: Called with the facts of each shard once it is there; it ends the build by raising.
+        beside: Called with the facts of all shards in order: other files to write, by name.
     """
 
     name: str
@@ -96,6 +102,10 @@ class BuildPlan:
     samples_per_shard: int
     request: Mapping[str, Any]
     source: Source
+    wnids: tuple[str, ...] | None = None
+    subset: tuple[int, ...] | None = None
+    watch: Watch = lambda facts: None
+    beside: Beside = lambda facts: {}
 
 
 class ShardRecord(Config):
@@ -147,6 +157,8 @@ def build_dataset(
             return open_dataset(out)
         _clear_staging(out)
         records = _make_shards(plan, out, workers, report)
+        for name, content in plan.beside([record.facts for _, record in records]).items():
+            write_atomic(out / name, content)
         write_manifest(out, _manifest(plan, records))
         _clear_staging(out)
         for record in (out / WORK).glob("*.tar.json"):
@@ -161,7 +173,10 @@ def _make_shards(
     slots = _slots(plan)
     total = sum(plan.splits.values())
     records = {slot.file: kept for slot in slots if (kept := _kept(out, slot.file)) is not None}
-    done = sum(record.shard.samples for record in records.values())
+    for record in records.values():
+        plan.watch(record.facts)
+    sizes = {slot.file: slot.stop - slot.start for slot in slots}
+    done = sum(sizes[file] for file in records)
     report(done, total)
     orders = (
         _Order(out, slot.file, plan.source.job(slot.split, slot.start, slot.stop))
@@ -171,7 +186,8 @@ def _make_shards(
     modules = (__name__, type(plan.source).__module__)
     for record in in_fresh_processes(_make, orders, workers, lambda o: o.file, modules):
         records[record.shard.file] = record
-        done += record.shard.samples
+        plan.watch(record.facts)
+        done += sizes[record.shard.file]
         report(done, total)
     return [(slot, records[slot.file]) for slot in slots]
 
@@ -194,7 +210,7 @@ def _make(order: _Order) -> ShardRecord:
     work = order.out / WORK
     with writing(order.out, _WHAT):
         staging = Path(tempfile.mkdtemp(prefix="staging-", dir=work))
-        with ShardWriter(staging / order.file) as shard:
+        with ShardWriter(staging / order.file, empty=True) as shard:
             facts = order.job.write(shard.add)
         record = ShardRecord(shard=shard.info, facts=facts)
         move_shard(staging / order.file, order.out / order.file)
@@ -215,16 +231,15 @@ def _kept(out: Path, file: str) -> ShardRecord | None:
 
 
 def _manifest(plan: BuildPlan, records: Sequence[tuple[_Slot, ShardRecord]]) -> Manifest:
-    splits = {
-        split: SplitInfo(
-            samples=samples,
-            shards=tuple(record.shard for slot, record in records if slot.split == split),
-        )
-        for split, samples in plan.splits.items()
-    }
+    splits = {}
+    for split in plan.splits:
+        shards = tuple(record.shard for slot, record in records if slot.split == split)
+        splits[split] = SplitInfo(samples=sum(s.samples for s in shards), shards=shards)
     return Manifest(
         name=plan.name,
         classes=plan.classes,
+        wnids=plan.wnids,
+        subset=plan.subset,
         modalities=plan.source.modalities([record.facts for _, record in records]),
         splits=splits,
     )

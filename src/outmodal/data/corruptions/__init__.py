@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outmodal.data.corruptions import films, numbers, pictures, sounds
+from outmodal.data.corruptions import films, numbers, pictures, pictures_more, sounds
 from outmodal.data.decode import decode
 from outmodal.data.draws import Draw
 from outmodal.data.manifest import Modality
@@ -25,7 +25,7 @@ Corruption = Callable[[Modality, Value, int, np.random.Generator], Value]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS: Mapping[str, Mapping[str, Corruption]] = {
-    "image": pictures.CORRUPTIONS,
+    "image": {**pictures.CORRUPTIONS, **pictures_more.CORRUPTIONS},
     "video": films.CORRUPTIONS,
     "audio": sounds.CORRUPTIONS,
     "series": numbers.SERIES,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from outmodal.data.corruptions import pictures
+from outmodal.data.corruptions import pictures, pictures_more
 from outmodal.data.manifest import Modality
 from outmodal.data.transform import Value
 
@@ -22,5 +22,6 @@ def _framewise(act: pictures.Corruption) -> pictures.Corruption:
 
 
 CORRUPTIONS: Mapping[str, pictures.Corruption] = {
-    name: _framewise(act) for name, act in pictures.CORRUPTIONS.items()
+    name: _framewise(act)
+    for name, act in {**pictures.CORRUPTIONS, **pictures_more.CORRUPTIONS}.items()
 }

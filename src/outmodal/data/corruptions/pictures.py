@@ -1,11 +1,11 @@
 """Damage to pictures, as in ImageNet-C.
 
 Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations" (ICLR 2019): ten of its fifteen corruptions at its five severities; not those that
-need pictures of their own (frost) or are local distortions (glass, elastic, snow, zoom). Its two
-sets of strengths are here: ImageNet-C's for pictures whose shorter side has 96 pixels or more, and
-CIFAR-10-C's for smaller ones. Lengths (radii of blur) are scaled by the shorter side over 224, or
-over 32. Pictures are uint8 or uint16 [H, W, C] of any channel count; they stay what they are.
+Perturbations" (ICLR 2019): ten of its fifteen corruptions at its five severities; the other five
+are in `pictures_more`. Its two sets of strengths are here: ImageNet-C's for pictures whose shorter
+side has 96 pixels or more, and CIFAR-10-C's for smaller ones. Lengths (radii of blur) are scaled by
+the shorter side over 224, or over 32. Pictures are uint8 or uint16 [H, W, C] of any channel count;
+they stay what they are.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ JPEG = ((25, 18, 15, 10, 7), (80, 65, 58, 50, 40))
 
 def gaussian_noise(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Add Gaussian noise."""
-    level = np.float32(_level(GAUSSIAN, x, severity))
-    return x + level * rng.standard_normal(x.shape, dtype=np.float32)
+    spread = np.float32(level(GAUSSIAN, x, severity))
+    return x + spread * rng.standard_normal(x.shape, dtype=np.float32)
 
 
 def shot_noise(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Count photons."""
-    photons = _level(SHOT, x, severity)
+    photons = level(SHOT, x, severity)
     counted: Plane = (rng.poisson(x * photons) / photons).astype(np.float32)
     return counted
 
@@ -81,25 +81,25 @@ def shot_noise(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
 def impulse_noise(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Make values black or white."""
     drawn, white = rng.random(x.shape), rng.random(x.shape) < 0.5
-    return np.where(drawn < _level(IMPULSE, x, severity), white, x).astype(np.float32)
+    return np.where(drawn < level(IMPULSE, x, severity), white, x).astype(np.float32)
 
 
 def defocus_blur(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Blur with a disk."""
-    radius, soft = _level(DEFOCUS, x, severity)
-    return _convolved(x, disk(radius * _scale(x), soft))
+    radius, soft = level(DEFOCUS, x, severity)
+    return convolved(x, disk(radius * scale_of(x), soft))
 
 
 def motion_blur(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Blur along a fading trace, at most 45 degrees from the horizontal."""
-    length, fade = _level(MOTION, x, severity)
+    length, fade = level(MOTION, x, severity)
     angle = math.radians(rng.uniform(-45, 45))
-    return _convolved(x, trace(length * _scale(x), fade * _scale(x), angle))
+    return convolved(x, trace(length * scale_of(x), fade * scale_of(x), angle))
 
 
 def fog(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Lay a cloud over the picture."""
-    density, decay = _level(FOG, x, severity)
+    density, decay = level(FOG, x, severity)
     most = float(x.max())
     cloudy = x + density * cloud(x.shape[:2], decay, rng)[:, :, None]
     found: Plane = (cloudy * most / (most + density)).astype(np.float32)
@@ -109,7 +109,7 @@ def fog(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
 def brightness(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Raise the largest channel of every pixel, and the others so that hue and saturation stay."""
     value = x.max(axis=2, keepdims=True)
-    raised = np.clip(value + _level(BRIGHTNESS, x, severity), 0, 1)
+    raised = np.clip(value + level(BRIGHTNESS, x, severity), 0, 1)
     scaled = np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised)
     found: Plane = scaled.astype(np.float32)
     return found
@@ -118,14 +118,14 @@ def brightness(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
 def contrast(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Move every channel towards its mean."""
     mean = x.mean(axis=(0, 1), keepdims=True)
-    found: Plane = (x - mean) * np.float32(_level(CONTRAST, x, severity)) + mean
+    found: Plane = (x - mean) * np.float32(level(CONTRAST, x, severity)) + mean
     return found
 
 
 def pixelate(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Shrink by averaging, and enlarge without smoothing."""
     height, width = x.shape[:2]
-    kept = _level(PIXELATE, x, severity)
+    kept = level(PIXELATE, x, severity)
     small = (max(1, round(width * kept)), max(1, round(height * kept)))
     planes = [
         Image.fromarray(plane)
@@ -138,7 +138,7 @@ def pixelate(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
 
 def jpeg_compression(x: Plane, severity: int, rng: np.random.Generator) -> Plane:
     """Compress as JPEG: colours together, other channels one by one."""
-    quality = int(_level(JPEG, x, severity))
+    quality = int(level(JPEG, x, severity))
     pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
     if pixels.shape[2] == 3:
         found = _compressed(pixels, quality)
@@ -187,7 +187,7 @@ def cloud(shape: tuple[int, ...], decay: float, rng: np.random.Generator) -> Pla
     return found
 
 
-def _convolved(x: Plane, kernel: Plane) -> Plane:
+def convolved(x: Plane, kernel: Plane) -> Plane:
     """Every channel, mirrored at the borders."""
     if len(kernel) <= _DIRECT:
         planes = [convolve(plane, kernel, mode="mirror") for plane in np.moveaxis(x, 2, 0)]
@@ -204,18 +204,18 @@ def _compressed(pixels: Pixels, quality: int) -> Pixels:
     return np.asarray(Image.open(file))
 
 
-def _level(levels: Any, x: Plane, severity: int) -> Any:
+def level(levels: Any, x: Plane, severity: int) -> Any:
     """The strength for a picture of this size."""
     return levels[int(min(x.shape[:2]) < SMALL)][severity - 1]
 
 
-def _scale(x: Plane) -> float:
+def scale_of(x: Plane) -> float:
     """How long a pixel of the published picture is here."""
     side: int = min(x.shape[:2])
     return side / _SIDES[int(side < SMALL)]
 
 
-def _on_pixels(act: Callable[[Plane, int, np.random.Generator], Plane]) -> Corruption:
+def on_pixels(act: Callable[[Plane, int, np.random.Generator], Plane]) -> Corruption:
     def damaged(spec: Modality, value: Value, severity: int, rng: np.random.Generator) -> Pixels:
         pixels = np.asarray(value)
         white = np.iinfo(pixels.dtype).max
@@ -227,7 +227,7 @@ def _on_pixels(act: Callable[[Plane, int, np.random.Generator], Plane]) -> Corru
 
 
 CORRUPTIONS: Mapping[str, Corruption] = {
-    act.__name__: _on_pixels(act)
+    act.__name__: on_pixels(act)
     for act in (
         gaussian_noise,
         shot_noise,
