@@ -89,7 +89,7 @@ def save_image_processor(folder: Path, kind: str, channels: int = 3) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(content))
 
 
-def clip(folder: Path) -> Path:
+def clip(folder: Path, projection: int = 6) -> Path:
     config = CLIPConfig(
         text_config={
             **TRUNK,
@@ -100,7 +100,7 @@ def clip(folder: Path) -> Path:
             "pad_token_id": 1,
         },
         vision_config={**TRUNK, "image_size": 16, "patch_size": 8},
-        projection_dim=6,
+        projection_dim=projection,
     )
     save(CLIPModel(config), folder)
     save_image_processor(folder, "CLIPImageProcessor")

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import AutoModel
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer
 from transformers.utils import logging
 
 from outmodal.data.inputs import (
@@ -274,3 +275,24 @@ def test_configurations_that_cannot_work(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         kind.model_validate({"modality": "m", "input": IMAGE, **fields})
+
+
+def test_residual_branches_are_dropped_sample_by_sample() -> None:
+    torch.manual_seed(0)
+    config = ResNetLearner(
+        modality="m", input=IMAGE, depth="custom", widths=(8, 8), layers=(1, 2), drop_path=0.5
+    )
+    learner = build_learner(config)
+    blocks = [m for m in learner.backbone.modules() if isinstance(m, ResNetBasicLayer)]
+    hooks = [list(b.layer._forward_hooks.values()) for b in blocks]
+    assert [[hook.rate for hook in held] for held in hooks] == [[], [0.25], [0.5]]
+    block, x = blocks[-1], torch.rand(4000, 8, 2, 2)
+    block.train()
+    with torch.no_grad():
+        branch = block.layer(x)
+        gone = (branch == 0).flatten(1).all(1)
+        assert float(gone.float().mean()) == pytest.approx(0.5, abs=0.03)
+        learner.eval()
+        assert not bool((block.layer(x) == 0).flatten(1).all(1).any())
+    plain = build_learner(config.model_copy(update={"drop_path": 0.0}))
+    assert plain.state_dict().keys() == learner.state_dict().keys()

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from outmodal.errors import UserError
 from outmodal.train import gather, gradients
-from outmodal.train.methods import ErmConfig, OgmGeConfig, build_method
+from outmodal.train.methods import ErmConfig, MmParetoConfig, OgmGeConfig, build_method
 from outmodal.train.methods.base import Method
+from outmodal.train.methods.settings import MethodSettings
 from outmodal.train.optim import OptimConfig, mark_idle
 from outmodal.train.state import FlatLayout, PlainLayout
 from tests.train.methods.fakes import make_context, make_world
@@ -84,9 +85,10 @@ def test_methods_that_do_not_change_gradients_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_stages_that_cut_gradients_are_refused(strategy: str) -> None:
+@pytest.mark.parametrize("config", [OgmGeConfig(), MmParetoConfig()])
+def test_stages_that_cut_gradients_are_refused(config: MethodSettings, strategy: str) -> None:
     world = make_world(train=40, test=20)
-    method = build_method(OgmGeConfig(), make_context(world, learners=("touch", "image")))
+    method = build_method(config, make_context(world, learners=("touch", "image")))
     with pytest.raises(UserError, match=f"engine.strategy {strategy} .* cuts each one over") as e:
         gradients.check_edits(method, strategy)
     assert "set engine.strategy to ddp or zero1" in str(e.value)

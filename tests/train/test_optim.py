@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from outmodal.train.optim import OptimConfig, Reached, mark_idle
@@ -30,6 +31,36 @@ def test_groups_keep_their_scale_and_decay() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.05, 0.025])
     config.set_lr(optimizer, 1, 10, 5)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.1, 0.05])
+
+
+def test_only_matrices_decay_where_that_is_asked_for() -> None:
+    module = nn.Module()
+    module.line, module.norm = nn.Linear(3, 2), nn.BatchNorm2d(4)
+    module.conv = nn.Conv2d(3, 4, 2)
+    module.token = nn.Parameter(torch.zeros(1, 1, 5))
+    module.places = nn.Parameter(torch.zeros(1, 7, 5))
+    groups = [{"name": "all", "params": list(module.parameters()), "lr_scale": 0.5}]
+    optimizer = OptimConfig(weight_decay=0.3, decay="matrices").build(groups)
+    decay, rest = optimizer.param_groups
+    found = {id(p) for p in decay["params"]}
+    assert found == {id(module.line.weight), id(module.conv.weight)}
+    assert len(rest["params"]) == 6
+    assert [g["weight_decay"] for g in (decay, rest)] == [0.3, 0.0]
+    assert [g["name"] for g in (decay, rest)] == ["all", "all, no decay"]
+    assert [g["lr_scale"] for g in (decay, rest)] == [0.5, 0.5]
+
+
+def test_a_warm_up_begins_at_its_rate_and_cooldown_ends_the_run() -> None:
+    config = OptimConfig(
+        lr=1e-3, warmup_epochs=2, warmup_lr=1e-6, min_lr_ratio=0.01, cooldown_epochs=3
+    )
+    optimizer = config.build(groups())
+    rates = [config.set_lr(optimizer, step, 100, 5) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-6)
+    assert max(rates) == rates[10] == pytest.approx(1e-3)
+    assert rates[85:] == pytest.approx([1e-5] * 15)
+    with pytest.raises(ValidationError, match="a warm-up rises"):
+        OptimConfig(lr=1e-4, warmup_lr=1e-3)
 
 
 def test_warmup_in_epochs_or_steps() -> None:

@@ -69,3 +69,12 @@ def test_records_are_json_and_tidy() -> None:
     assert (row["task"], row["metric"], row["corruption"]) == ("corruptions", "top1", "noise")
     assert (row["modality"], row["severity"], row["rate"]) == ("image", 3, None)
     assert data["rows"][2]["metric"] == "agreement_rate"
+
+
+def test_a_confusion_matrix_of_a_thousand_classes_is_left_out() -> None:
+    table, best = Table(Bootstrap(draws=0)), torch.tensor([[0, 1], [999, 3]])
+    classified(table, best, torch.tensor([0, 3]), [f"c{n}" for n in range(1000)])
+    found = table.done(2)
+    assert found.confusion is None
+    assert found.per_class == {"c0": 1.0, "c3": 0.0}
+    assert found.metrics["top1"] == 0.5

@@ -32,3 +32,11 @@ def test_values() -> None:
     assert factor(99, 100, 4, "constant") == 1.0
     assert factor(80, 100, 4, "wsd") == 1.0
     assert factor(90, 100, 4, "wsd", 0.2) == pytest.approx(0.6)
+
+
+def test_a_warm_up_from_a_given_rate_and_a_cooldown() -> None:
+    values = [factor(s, 100, 10, "cosine", 0.1, start=0.001, cooldown=20) for s in range(100)]
+    assert values[:11] == pytest.approx([0.001 + 0.0999 * s for s in range(11)])
+    assert values[45] == pytest.approx(0.55)
+    assert values[80:] == pytest.approx([0.1] * 20)
+    assert min(values[10:80]) > 0.1

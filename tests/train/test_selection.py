@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outmodal.errors import UserError
-from outmodal.train.selection import agreement, labelled_draw, mix_seeds, top_k, top_k_quota
+from outmodal.train.selection import (
+    agreement,
+    labelled_draw,
+    mix_seeds,
+    stratified,
+    top_k,
+    top_k_quota,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,3 +100,15 @@ def test_mixed_seeds_fit_a_generator_and_differ() -> None:
     seeds = {mix_seeds(a, b) for a in range(10) for b in range(10)}
     assert len(seeds) == 100
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_a_share_of_each_class() -> None:
+    labels = np.array([0] * 40 + [1] * 5 + [2] + [-1] * 9)
+    found = stratified(labels, 0.1, 0)
+    assert np.bincount(labels[found]).tolist() == [4, 1, 1]
+    assert found.tolist() == sorted(set(found.tolist()))
+    assert found.tolist() == stratified(labels, 0.1, 0).tolist()
+    assert found.tolist() != stratified(labels, 0.1, 1).tolist()
+    assert labels[stratified(labels, 0.1, 0, leave=1)].tolist().count(2) == 0
+    assert np.bincount(labels[stratified(labels, 1.0, 0, leave=1)]).tolist() == [39, 4]
+    assert len(stratified(np.array([0, 1, -1]), 0.9, 0, leave=1)) == 0

@@ -47,3 +47,9 @@ def test_tiles_change_nothing(tile: int) -> None:
     best = nearest_classes(e, classes, tile)
     assert best.shape == (23, 4)
     assert torch.equal(best, nearest_classes(e, classes))
+
+
+def test_only_a_subset_is_chosen_among() -> None:
+    e = torch.tensor([[9.0, 1, 2, 3], [1.0, 8, 9, 6]])
+    best = nearest_classes(e, torch.eye(4), subset=(3, 1))
+    assert best.tolist() == [[3, 1], [1, 3]]

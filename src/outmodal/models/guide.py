@@ -96,7 +96,7 @@ def encode_guide(config: PerceptorBase, sentences: Sequence[str]) -> Tensor:
     """
     name = config.reads()
     words = {"sentences": list(sentences), "encoder": config.model_dump(mode="json")}
-    words["weights"] = list(config.identities())
+    words["weights"] = list(_weights(config))
     digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "guides" / f"{digest[:32]}.safetensors"
     kept = _kept(path, len(sentences))
@@ -111,6 +111,13 @@ def encode_guide(config: PerceptorBase, sentences: Sequence[str]) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"table": table}))
     return table
+
+
+def _weights(config: PerceptorBase) -> tuple[str, ...]:
+    try:
+        return tuple(config.identities())
+    except UserError as error:
+        raise UserError(f"method.helper: {error}") from None
 
 
 def _loaded(config: PerceptorBase, dataset: Dataset) -> Perceptor:

@@ -170,7 +170,8 @@ class Backend(ABC):
 
     def sync_buffers(self) -> None:
         """Make running statistics those of the main process, as DDP does before a forward."""
-        gather.broadcast_tensors(list(self.router.buffers()))
+        if gather.world().size > 1:
+            gather.broadcast_tensors(list(self.router.buffers()))
 
     def close(self) -> None:
         """Let go of everything that this backend registered outside itself."""

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from outmodal.errors import UserError
+from outmodal.train.classes import among, difference, subset_settings
 from outmodal.train.combinations import label_of
 from outmodal.train.evaluation import LocalPasses
 from outmodal.train.intervals import Bootstrap
-from outmodal.train.methods import Align, AnyMethod
+from outmodal.train.methods import Align, Method
 from outmodal.train.methods.align_report import class_means
 from outmodal.train.methods.fusion import Fusion
 from outmodal.train.methods.supervised import Supervised
@@ -44,7 +45,7 @@ def classify_task(
     assert encoded.best is not None
     names, of = encoder.dataset.manifest.classes, Of(modality=modality)
     classified(table, encoded.best[rows], encoded.label[rows], names, of)
-    return table.done(int(rows.sum()))
+    return table.done(int(rows.sum()), **subset_settings(encoder.dataset.manifest))
 
 
 def classify_run(
@@ -78,7 +79,7 @@ def classify_run(
     for name, value in (_own(encoder, method) if source.own else {}).items():
         if not table.has(name):
             table.number(name, value)
-    return table.done(samples)
+    return table.done(samples, **subset_settings(encoder.dataset.manifest))
 
 
 def classifier_of(encoder: Encoder) -> str:
@@ -92,12 +93,13 @@ def classifier_of(encoder: Encoder) -> str:
         raise UserError(
             f"{source.name} has no classifier: train one on its representations with --task probe"
         )
-    given = encoder.dataset.manifest.classes
-    if source.classes != given:
+    manifest = encoder.dataset.manifest
+    differ = difference(manifest.classes, source.classes)
+    if differ:
         raise UserError(
-            f"data set '{encoder.dataset.manifest.name}' has the classes {', '.join(given)}, and "
-            f"{source.name} was trained on {', '.join(source.classes)}: evaluate on a data set "
-            "with the same classes, or its representations with --task probe or knn"
+            f"data set '{manifest.name}' {differ} ({source.name}): evaluate on a data set with the "
+            "same classes (sets of ImageNet's are built --like it), or representations with "
+            "--task probe or knn"
         )
     return source.classifies
 
@@ -113,7 +115,7 @@ def labelled_rows(encoded: Encoded, modality: str, split: str) -> Tensor:
     return rows
 
 
-def _own(encoder: Encoder, method: AnyMethod) -> dict[str, float]:
+def _own(encoder: Encoder, method: Method) -> dict[str, float]:
     """What the method says of itself, where it says more than its classifier does."""
     if isinstance(method, Align) or type(method).evaluate is Supervised.evaluate:
         return {}
@@ -159,7 +161,7 @@ def _fused(table: Table, encoder: Encoder, method: Fusion, split: str) -> None:
         blank = encoder.blank(m)[0]
         r[m] = torch.where(encoded.present[m][:, None], r[m], blank)
     with torch.no_grad():
-        best = five_best(method.fused(r))
+        best = five_best(among(method.fused(r), encoder.dataset.manifest))
     rows = torch.stack(list(encoded.present.values())).any(dim=0) & (encoded.label >= 0)
     if bool(rows.any()):
         names = encoder.dataset.manifest.classes

@@ -21,8 +21,9 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Follow the masters by one step."""
-        for average, master in zip(self._average, self._layout.masters, strict=True):
-            average.lerp_(master.detach(), 1.0 - self._decay)
+        masters = [master.detach() for master in self._layout.masters]
+        if masters:
+            torch._foreach_lerp_(self._average, masters, 1.0 - self._decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -167,7 +167,8 @@ class Engine:
     ) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns what to log (nothing on most steps) and whether to stop."""
         lr = self._set_lr()
-        self.backend.router.train()
+        if not all(module.training for module in self.backend.router.modules()):
+            self.backend.router.train()  # only then: to set it everywhere takes longer than to look
         self.backend.start_step()
         losses: list[Tensor] = []
         logs: list[Mapping[str, Tensor]] = []

@@ -14,7 +14,7 @@ from outmodal.data.stream import StreamConfig
 from outmodal.data.transform import Transform
 from outmodal.data.unindexed import unindexed_notice
 from outmodal.train import gather
-from outmodal.train.methods import AnyMethod
+from outmodal.train.methods import Method
 from outmodal.train.progress import Progress
 
 
@@ -23,7 +23,7 @@ def announce(
     data: StreamConfig,
     steps: int,
     inputs: Mapping[str, Transform],
-    method: AnyMethod,
+    method: Method,
 ) -> None:
     """Say at the start how many samples an epoch of `steps` steps has, uses and drops, how much
     memory each rank reads with, and which shards will be slow to begin with."""

@@ -16,8 +16,9 @@ from outmodal.data.opening import open_data
 from outmodal.data.stream import Loader, StreamConfig
 from outmodal.data.transform import Transform
 from outmodal.errors import UserError
+from outmodal.train.classes import difference
 from outmodal.train.intervals import Bootstrap
-from outmodal.train.methods import AnyMethod
+from outmodal.train.methods import Method
 from outmodal.train.results import Evaluation
 from outmodal.train.run import RunPlan
 from outmodal.train.shares import all_rows, own_rows, shared
@@ -30,7 +31,7 @@ class LocalPasses:
 
     def __init__(
         self,
-        method: AnyMethod,
+        method: Method,
         dataset: Dataset,
         inputs: Mapping[str, Transform],
         data: StreamConfig,
@@ -102,11 +103,11 @@ def require_classes(plan: RunPlan, data: str) -> None:
     if not data or (data == plan.data.path and not plan.data.mix):
         return
     trained, given = open_data(plan.data).manifest.classes, open_dataset(data).manifest.classes
-    if trained != given:
+    differ = difference(given, trained)
+    if differ:
         raise UserError(
-            f"{data} has the classes {', '.join(given)}, the run was trained on "
-            f"{', '.join(trained)}: evaluate on a data set with the same classes, or the run's "
-            "representations with --task probe or knn"
+            f"{data} {differ}: evaluate on a data set with the same classes (sets of ImageNet's "
+            "are built --like it), or the run's representations with --task probe or knn"
         )
 
 

@@ -17,7 +17,7 @@ from outmodal.errors import UserError
 from outmodal.models.card import CardInfo
 from outmodal.models.export import export_encoder
 from outmodal.models.graph import GraphKind
-from outmodal.train.methods import AnyMethod
+from outmodal.train.methods import Method
 from outmodal.train.run import RunPlan, restore_method
 
 CHECK_SAMPLES = 16
@@ -69,7 +69,7 @@ def export_run(
     )
 
 
-def own_outputs(method: AnyMethod, modality: str, x: Tensor, classified: bool) -> dict[str, Tensor]:
+def own_outputs(method: Method, modality: str, x: Tensor, classified: bool) -> dict[str, Tensor]:
     """What the method itself gives for inputs x [n, ...]: "repr", "embedding" and, where it
     classifies, "logits"."""
     n = len(x)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from outmodal.errors import UserError
 from outmodal.train.evaluation import LocalPasses
 from outmodal.train.intervals import Bootstrap
+from outmodal.train.latents_board import Points, write_board
 from outmodal.train.methods import Synergy
 from outmodal.train.methods.synergy_report import LATENTS, Latents, drawn, latents_of
 from outmodal.train.representations import Encoder
@@ -40,6 +42,7 @@ def latents_task(
     against: RunPlan | None,
     proxy: RunPlan | None = None,
     bootstrap: Bootstrap = PLAIN,
+    board: Path | None = None,
 ) -> Evaluation:
     """Distances W2 between sets of latents of a split, each scaled to unit mean norm.
 
@@ -50,6 +53,7 @@ def latents_task(
         against: The same run at alpha 0.
         proxy: What stands for an ideal encoder: a run with paired descriptions, level 3.
         bootstrap: Unused: distances between sets have no samples to resample here.
+        board: TensorBoard's folder of the run, which gets the numbers and the points.
 
     Returns:
         "latent_loss", and of each estimator (see `train.wasserstein`) "delta_ij" (learner alone to
@@ -73,16 +77,21 @@ def latents_task(
         own = latents_of(method, passes, split, _places(method, split))
     finally:
         passes.close()
-    sets = {"trained": own.z, "target": own.target}
-    sets["learner"] = run_latents(against, split, encoder.device).z
+    alone = run_latents(against, split, encoder.device)
+    sets = {"trained": own.z, "target": own.target, "learner": alone.z}
     if proxy is not None:
         sets["star"] = run_latents(proxy, split, encoder.device).z
     _check(sets)
     table = Table(bootstrap)
     table.number("latent_loss", own.loss)
+    values = {"latent_loss": own.loss}
     for name in _ESTIMATORS:
         for key, value in distances(sets, name).items():
             table.number(f"{name}/{key}", value, Of(combination=name))
+            values[f"{name}/{key}"] = value
+    if board is not None:
+        step = int((source.checkpoint or "step-0").rpartition("-")[2])
+        write_board(board, step, values, _points(alone, own), method.context.classes)
     names = {"against": str(against.out), "proxy": str(proxy.out) if proxy else None}
     return table.done(len(own.z), **names, most=LATENTS)
 
@@ -131,6 +140,18 @@ def distances(sets: Mapping[str, Tensor], estimator: str) -> dict[str, float]:
         "proxy/alpha_star": best.value,
         "proxy/alpha_star_outside": float(best.outside),
     }
+
+
+def _points(alone: Latents, trained: Latents) -> list[Points]:
+    """The three sets of the paper's Figure 3. A target has the class of the sample that it was
+    drawn for, where all have one."""
+    whole = len(trained.target) == len(trained.z)
+    unknown = torch.full((len(trained.target),), -1)
+    return [
+        Points("learner alone", alone.z, alone.label),
+        Points("helper's targets", trained.target, trained.label if whole else unknown),
+        Points("trained", trained.z, trained.label),
+    ]
 
 
 def _places(method: Synergy, split: str) -> NDArray[np.int64] | None:

@@ -52,13 +52,12 @@ def nearest_over_ranks(
     Raises:
         UserError: Shapes that differ, or entries that are not finite.
     """
-    names, scale = tuple(names) or tuple(f"{k}" for k in range(len(v))), 1.0
-    if aggregate == "rms" and len(v) > 1:
-        scale = len(v) ** 0.5
-        z, v, names = torch.cat([z] * len(v), 1), [torch.cat(list(v), 1)], ("+".join(names),)
+    names = tuple(names) or tuple(f"{k}" for k in range(len(v)))
+    joined = aggregate == "rms" and len(v) > 1
+    scale = len(v) ** 0.5 if joined else 1.0
     own = _own_stretch(len(z))
     parts = [
-        _search(z[start : min(start + ROWS, own.stop)], v, tile, block, names)
+        _search(z[start : min(start + ROWS, own.stop)], v, tile, block, names, joined)
         for start in range(own.start, own.stop, ROWS)
     ]
     distance = torch.cat([d for d, _ in parts]) if parts else torch.zeros(0)
@@ -82,13 +81,19 @@ def _search(
     tile: tuple[int, int] | None,
     block: int,
     names: Sequence[str],
+    joined: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Nearest of a few rows over all columns, [n] and [n], on the CPU."""
+    """Nearest of a few rows over all columns, [n] and [n], on the CPU; `joined` concatenates the
+    modalities, a block at a time."""
     device = gather.world().device
     rows = z.to(device)
+    if joined:
+        rows, names = rows.repeat(1, len(v)), ("+".join(names),)
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, max(len(v[0]), 1), block):
         columns = [part[start : start + block].to(device) for part in v]
+        if joined:
+            columns = [torch.cat(columns, 1)]
         found = nearest(rows, columns, tile=tile, offset=start, names=names)
         best = found if best is None else merge_nearest([best, found])
     assert best is not None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from outmodal.base import Config
@@ -19,25 +19,39 @@ class OptimConfig(Config):
     Attributes:
         name: adam (weight decay added to the gradient), adamw (decoupled) or sgd.
         lr: Base learning rate, after the warm-up.
-        weight_decay: Weight decay of every group that does not set its own.
+        weight_decay: Weight decay of every group that does not set its own; each step of adamw
+            takes it times the learning rate.
+        decay: What decays: all, or only matrices and kernels: no biases, norms, learned tokens
+            and positions (tensors of fewer than two axes, or whose first axis is 1).
         betas, eps: Adam's.
         momentum: SGD's.
         schedule: cosine, constant or wsd (warm-up, stable, decay).
         warmup_epochs: Length of the linear warm-up; fractions are fine.
         warmup_steps: The same in steps; wins over warmup_epochs where it is not 0.
+        warmup_lr: Learning rate of the first step of the warm-up; 0 begins one step above 0.
         min_lr_ratio: Last learning rate as a share of `lr`.
+        cooldown_epochs: Epochs at the end of the run that stay there (not of schedule constant).
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-5, ge=0)
+    decay: Literal["all", "matrices"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     schedule: ScheduleName = "cosine"
     warmup_epochs: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
+    warmup_lr: float = Field(default=0.0, ge=0)
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    cooldown_epochs: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _warm_up_rises(self) -> Self:
+        if self.warmup_lr > self.lr:
+            raise ValueError(f"warmup_lr {self.warmup_lr} is above lr {self.lr}: a warm-up rises")
+        return self
 
     def build(self, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
         """Make the torch optimizer over a method's parameter groups.
@@ -45,7 +59,9 @@ class OptimConfig(Config):
         Each group may set "lr_scale" and "weight_decay"; a group's "idle" flag makes the next
         step pass it over (see `mark_idle`).
         """
-        held = [_group(g, self.weight_decay) for g in groups if list(g["params"])]
+        whole = [_group(g, self.weight_decay) for g in groups if list(g["params"])]
+        parts = [part for group in whole for part in _split(group)]
+        held = whole if self.decay == "all" else parts
         optimizer: torch.optim.Optimizer
         if self.name == "sgd":
             optimizer = torch.optim.SGD(held, lr=self.lr, momentum=self.momentum)
@@ -69,7 +85,15 @@ class OptimConfig(Config):
     ) -> float:
         """Write the learning rate of step `step` of a schedule into every group, times `scale`;
         return the base."""
-        share = factor(step, total, self.warmup(steps_per_epoch), self.schedule, self.min_lr_ratio)
+        share = factor(
+            step,
+            total,
+            self.warmup(steps_per_epoch),
+            self.schedule,
+            self.min_lr_ratio,
+            start=self.warmup_lr / self.lr,
+            cooldown=round(self.cooldown_epochs * steps_per_epoch),
+        )
         base = self.lr * share * scale
         for group in optimizer.param_groups:
             group["lr"] = base * group["lr_scale"]
@@ -84,6 +108,18 @@ def _group(group: Mapping[str, Any], weight_decay: float) -> dict[str, Any]:
         "weight_decay": float(group.get("weight_decay", weight_decay)),
         "idle": False,
     }
+
+
+def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group in two: what decays, and what does not."""
+    decays = [p.ndim > 1 and p.shape[0] > 1 for p in group["params"]]
+    parts = []
+    for name, chosen in ((group["name"], True), (f"{group['name']}, no decay", False)):
+        params = [p for p, d in zip(group["params"], decays, strict=True) if d == chosen]
+        decay = group["weight_decay"] if chosen else 0.0
+        if params:
+            parts.append({**group, "name": name, "params": params, "weight_decay": decay})
+    return parts
 
 
 def _pass_idle_groups_over(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from outmodal.closing import Closing
+
 _EVERY = 20.0  # seconds between lines where stderr is no terminal
 
 
-class Progress:
+class Progress(Closing):
     """Counts steps, with the time that is left. Silent on all but the main process.
 
     Args:
@@ -73,15 +74,8 @@ class Progress:
         minutes, rest = divmod(round(seconds), 60)
         return f"about {minutes // 60}:{minutes % 60:02d}:{rest:02d} left"
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the line as it is."""
         if self._bar is not None:
             self._bar.close()
 

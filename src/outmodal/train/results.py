@@ -20,6 +20,8 @@ COLUMNS = (
     "value", "low", "high", "samples",
 )  # fmt: skip
 """Columns of a tidy row."""
+CONFUSION = 200
+"""Classes of the largest confusion matrix that is kept: one of a thousand has a million cells."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Evaluation:
         per_class: Class -> accuracy; empty where there is no classifier.
         rows: The metrics with their intervals.
         class_rows: The same for `per_class`.
-        confusion: [C][C] counts, rows are true classes; None without a classifier.
+        confusion: [C][C] counts, rows are true classes; None without a classifier, or with more
+            than `CONFUSION` classes.
         classes: Names of its rows and columns.
         settings: Of the task, of JSON types.
     """
@@ -151,7 +154,8 @@ class Table:
     def by_class(
         self, guess: Tensor, label: Tensor, classes: Sequence[str], of: Of = WHOLE
     ) -> None:
-        """Accuracy of each class that has samples, and the confusion matrix.
+        """Accuracy of each class that has samples, and the confusion matrix of at most
+        `CONFUSION` classes.
 
         Args:
             guess, label: [N] classes.
@@ -163,6 +167,8 @@ class Table:
             score = self.bootstrap.mean("accuracy", hits[label == c])
             if score is not None:
                 self._classes.append(Row(name, "accuracy", score, replace(of, label=name)))
+        if len(classes) > CONFUSION:
+            return
         cells = torch.bincount(
             label.cpu() * len(classes) + guess.cpu(), minlength=len(classes) ** 2
         )

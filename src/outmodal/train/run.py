@@ -34,8 +34,9 @@ from outmodal.train.engine import Engine, EngineConfig
 from outmodal.train.epochs import SourceCounts, announce
 from outmodal.train.features import unmade, with_features
 from outmodal.train.live import LiveFeed, seen_through
-from outmodal.train.methods import AnyMethod, AnyMethodConfig, build_method, restored
+from outmodal.train.methods import Method, MethodSettings, build_method
 from outmodal.train.methods.base import Context
+from outmodal.train.methods.outside import OutsideSettings
 from outmodal.train.optim import OptimConfig
 from outmodal.train.runfolder import RunFolder, untouched_keys
 from outmodal.train.signals import StopRequest
@@ -62,7 +63,7 @@ class RunPlan:
     data: StreamConfig
     learners: Sequence[LearnerConfig]
     perceptors: Sequence[PerceptorConfig]
-    method: AnyMethodConfig
+    method: MethodSettings
     optim: OptimConfig
     engine: EngineConfig
     config_text: str
@@ -98,7 +99,7 @@ def train(plan: RunPlan) -> RunResult:
         check_alike(plan.config_text)
         with folder.held(), _settled(engine.threads):
             check_visible(plan.out, plan.data)
-            folder.start(plan.config_text, _untouched(plan))
+            folder.start(plan.config_text, _untouched(plan), _code(plan))
             done = folder.result()
             if done is not None:
                 return RunResult(plan.out, done["metrics"], done["step"])
@@ -120,6 +121,11 @@ def _losses_explained() -> Iterator[None]:
                 socket.gethostname(),
             )
         raise
+
+
+def _code(plan: RunPlan) -> bytes | None:
+    """The code of a method from outside of the package."""
+    return plan.method.source if isinstance(plan.method, OutsideSettings) else None
 
 
 def _untouched(plan: RunPlan) -> set[str]:
@@ -172,7 +178,7 @@ def _tell_skips(ledger: SkipLedger, out: Path) -> None:
 
 def restore_method(
     plan: RunPlan, ema: bool = True
-) -> tuple[AnyMethod, Mapping[str, Transform], Dataset]:
+) -> tuple[Method, Mapping[str, Transform], Dataset]:
     """The method of a run with the weights of its newest readable checkpoint, on the CPU.
 
     Args:
@@ -191,7 +197,7 @@ def restore_method(
     dataset = _sources(plan, live=False).stored
     transforms = make_transforms(plan, dataset)
     tensors = checkpoint.read(path, ("weights", "ema", "method")).tensors
-    known = replace(plan, method=restored(plan.method, tensors["method"]))
+    known = replace(plan, method=plan.method.restored(tensors["method"]))
     method = make_method(known, dataset, transforms)
     chosen = dict(tensors["weights"]) | (dict(tensors["ema"]) if ema else {})
     with torch.no_grad():
@@ -265,6 +271,7 @@ def make_transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
     names = [cfg.modality for cfg in plan.learners]
     if len(set(names)) < len(names):
         raise UserError(f"two learners for one modality in {names}: leave one of them out")
+    _check_learned(plan, dataset)
 
     def build() -> dict[str, Transform]:
         return {c.modality: c.input.build(dataset, c.modality, plan.out) for c in plan.learners}
@@ -275,6 +282,18 @@ def make_transforms(plan: RunPlan, dataset: Dataset) -> dict[str, Transform]:
         if spec.kind == "vector" and name not in transforms:
             transforms[name] = vector_input_for(spec).build(dataset, name, plan.out)
     return transforms
+
+
+def _check_learned(plan: RunPlan, dataset: Dataset) -> None:
+    """Raise UserError where a learner's modality is not in the data set."""
+    known = dataset.manifest.modalities
+    for cfg in plan.learners:
+        if cfg.modality not in known:
+            raise UserError(
+                f"learner for '{cfg.modality}': data set '{dataset.manifest.name}' has no such "
+                f"modality{nearest(cfg.modality, known)}: leave it out of `learners`, or use a "
+                "data set that has it"
+            )
 
 
 def _fixed_streams(plan: RunPlan, dataset: Dataset) -> StreamConfig:
@@ -306,7 +325,7 @@ def make_method(
     dataset: Dataset,
     transforms: Mapping[str, Transform],
     labels: Mapping[str, NDArray[np.int64]] | None = None,
-) -> AnyMethod:
+) -> Method:
     """The method of a run with new weights.
 
     Args:
@@ -316,13 +335,9 @@ def make_method(
         labels: split -> [N] classes; None reads them from the shards.
     """
     rng.seed_everything(plan.seed)
+    _check_learned(plan, dataset)
     learners: dict[str, Learner] = {}
     for cfg in plan.learners:
-        if cfg.modality not in dataset.manifest.modalities:
-            raise UserError(
-                f"learner for '{cfg.modality}': the data set has no such modality"
-                + nearest(cfg.modality, dataset.manifest.modalities)
-            )
         resolved = cfg.model_copy(update={"input": transforms[cfg.modality].config})
         learners[cfg.modality] = build_learner(resolved)
         if plan.engine.activation_checkpointing:

@@ -19,6 +19,7 @@ from outmodal.train.together import on_main
 FREE_KEYS = frozenset(
     {
         "out",
+        "method.path",  # where its code lies; method.sha256 is of the code itself
         "data.workers",
         "data.threads",
         "data.remote",
@@ -39,6 +40,9 @@ FREE_KEYS = frozenset(
 )
 """Keys that may change when a run goes on: they decide where and how (or how patiently), not
 what."""
+
+CODE = "method.py"
+"""Copy of a method's code in the folder of a run, where it comes from outside of the package."""
 
 
 class RunFolder:
@@ -74,17 +78,20 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
 
-    def start(self, config_text: str, untouched: Collection[str] = ()) -> None:
+    def start(
+        self, config_text: str, untouched: Collection[str] = (), code: bytes | None = None
+    ) -> None:
         """Write config.yaml, or compare it with the one that is there.
 
         Args:
             config_text: The whole configuration.
             untouched: See `changed_keys`.
+            code: Of a method from outside of the package; a copy is kept.
 
         Raises:
             UserError: A key that decides the result was changed.
         """
-        on_main(lambda: self._configure(config_text, untouched))
+        on_main(lambda: self._configure(config_text, untouched, code))
 
     def result(self) -> dict[str, Any] | None:
         """Return what `finish` wrote: the run is complete; None where it is not."""
@@ -111,7 +118,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.root)
 
-    def _configure(self, text: str, untouched: Collection[str]) -> None:
+    def _configure(self, text: str, untouched: Collection[str], code: bytes | None) -> None:
         path = self.root / "config.yaml"
         if path.is_file():
             changed = changed_keys(path.read_text("utf-8"), text, untouched)
@@ -121,6 +128,8 @@ class RunFolder:
                     "the same values to go on, or another folder (--out) for a new run"
                 )
         with writing(self.root):
+            if code is not None:
+                write_atomic(self.root / CODE, code)
             write_atomic(path, text.encode())
 
 
@@ -134,10 +143,19 @@ def changed_keys(old: str, new: str, untouched: Collection[str] = ()) -> list[st
     """
     before = _flat(yaml.safe_load(old))
     return [
-        f"{key} was {was!r}, is now {now!r}" if key in before else f"{key} is new, with {now!r}"
+        _change(key, was, now) if key in before else f"{key} is new, with {now!r}"
         for key, was, now in differences(old, new)
         if not _within(key, FREE_KEYS) and (key in before or not _within(key, untouched))
     ]
+
+
+def _change(key: str, was: object, now: object) -> str:
+    if key == "method.sha256" and was and now:
+        return (
+            f"the code of method.path has changed (sha256 was {str(was)[:12]}..., is now "
+            f"{str(now)[:12]}...; {CODE} in the run's folder is a copy of what it was)"
+        )
+    return f"{key} was {was!r}, is now {now!r}"
 
 
 def untouched_keys(value: object, prefix: str = "") -> set[str]:

@@ -88,6 +88,25 @@ def _balanced_quota(
     return quota
 
 
+def stratified(
+    labels: NDArray[np.int64], fraction: float, seed: int, leave: int = 0
+) -> NDArray[np.int64]:
+    """Sorted indices of a seeded draw of this share of each class, at least one of each.
+
+    Args:
+        labels: [N] classes, -1 where there is none; such samples are not drawn.
+        fraction: Share of each class.
+        seed: Decides the draw.
+        leave: Samples of each class that are not drawn, even if none is drawn then.
+    """
+    order = np.random.default_rng([seed, len(labels)]).permutation(len(labels))
+    parts = [np.zeros(0, dtype=np.int64)]
+    for c in np.unique(labels[labels >= 0]):
+        mine = order[labels[order] == c]
+        parts.append(mine[: min(max(1, round(fraction * len(mine))), len(mine) - leave)])
+    return np.sort(np.concatenate(parts))
+
+
 def agreement(predictions: Tensor) -> Tensor:
     """Where all judges say the same class: [K, N] classes -> [N] bool."""
     return (predictions == predictions[0]).all(dim=0)

@@ -19,7 +19,8 @@ from outmodal.models.export_folder import Export, load_export
 from outmodal.models.features import feature_norm
 from outmodal.models.perceptors import Perceptor
 from outmodal.train.checkpoint import CheckpointStore
-from outmodal.train.methods import AnyMethod
+from outmodal.train.classes import among
+from outmodal.train.methods import Method
 from outmodal.train.methods.supervised import Supervised
 from outmodal.train.results import five_best
 from outmodal.train.retrieval import Scorer, mean_cosine
@@ -75,7 +76,7 @@ class RunSource:
     def __init__(
         self,
         plan: RunPlan,
-        method: AnyMethod,
+        method: Method,
         inputs: Mapping[str, Transform],
         dataset: Dataset,
         *,
@@ -106,7 +107,7 @@ class RunSource:
         found = {name: out[name] for name in ("representation", "embedding")}
         if isinstance(self.method, Supervised):
             z = feature_norm(out["embedding"], self.method.norm)
-            found["best"] = five_best(self.method.classify(z))
+            found["best"] = five_best(among(self.method.classify(z), self.dataset.manifest))
         return found
 
 
@@ -142,7 +143,7 @@ class ExportSource:
         out = self._exports[modality].outputs(x)
         found = {"representation": out["repr"], "embedding": out["embedding"]}
         if modality == self.classifies:
-            found["best"] = five_best(out["logits"].float())
+            found["best"] = five_best(among(out["logits"].float(), self.dataset.manifest))
         return found
 
 
@@ -165,7 +166,7 @@ class PerceptorSource:
         if len(self.modalities) < len(perceptors):
             raise UserError(f"two perceptors of one modality among {self.name}: leave one out")
         self.inputs: Mapping[str, Transform] = {p.modality: p.transform for p in perceptors}
-        self._table = table
+        self._table, self._subset = table, dataset.manifest.subset
         self.classifies = None if table is None else self.modalities[0]
         self.classes = () if table is None else dataset.manifest.classes
         self.scorer: Scorer = mean_cosine
@@ -182,7 +183,7 @@ class PerceptorSource:
         e = self._perceptors[modality].encode(x)
         found = {"representation": e, "embedding": e}
         if modality == self.classifies and self._table is not None:
-            found["best"] = nearest_classes(e, self._table.to(e.device))
+            found["best"] = nearest_classes(e, self._table.to(e.device), subset=self._subset)
         return found
 
 
@@ -213,7 +214,7 @@ def open_run_source(
     for modality in encoded:
         _check_modality(str(plan.out), dataset, modality)
     # as they were resolved in training, for the files of the other data set
-    made = {m: _input_config(inputs[m]).build(dataset, m, plan.out) for m in encoded}
+    made = {m: inputs[m].config.build(dataset, m, plan.out) for m in encoded}
     return RunSource(plan, method, made, dataset, own=False), changed
 
 
@@ -236,7 +237,7 @@ def changed_data(config: StreamConfig, data: str, split: str) -> StreamConfig:
     return config.model_copy(update=update)
 
 
-def encoded_modalities(method: AnyMethod) -> tuple[str, ...]:
+def encoded_modalities(method: Method) -> tuple[str, ...]:
     """The modalities that a method has encoders of.
 
     Raises:
@@ -269,7 +270,3 @@ def _check_modality(name: str, dataset: Dataset, modality: str) -> None:
             f"{name} encodes '{modality}', which data set '{dataset.manifest.name}' does not have "
             f"(it has {known}): choose a data set with '{modality}'"
         )
-
-
-def _input_config(transform: Transform) -> Any:
-    return transform.config

@@ -37,7 +37,9 @@ def templates_for(kind: str) -> tuple[str, ...]:
     return TEMPLATES.get(kind, OTHER_TEMPLATES)
 
 
-def nearest_classes(e: Tensor, classes: Tensor, tile: int = _TILE) -> Tensor:
+def nearest_classes(
+    e: Tensor, classes: Tensor, tile: int = _TILE, subset: Sequence[int] | None = None
+) -> Tensor:
     """[N, min(5, C)] the best classes of each row by inner product, best first.
 
     Of equal similarities the class with the smaller number comes first.
@@ -46,13 +48,17 @@ def nearest_classes(e: Tensor, classes: Tensor, tile: int = _TILE) -> Tensor:
         e: [N, d] unit vectors.
         classes: [C, d] unit vectors.
         tile: Similarities that exist at a time; at least one row of them does.
+        subset: The classes to choose among; None for all.
     """
     rows = max(1, tile // len(classes))
+    numbers = torch.arange(len(classes)) if subset is None else torch.tensor(sorted(subset))
+    numbers = numbers.to(e.device)
+    table = classes if subset is None else classes[numbers]
     best = [
-        (part @ classes.T).sort(dim=1, descending=True, stable=True).indices[:, :_BEST]
+        (part @ table.T).sort(dim=1, descending=True, stable=True).indices[:, :_BEST]
         for part in torch.split(e, rows)
     ]
-    return torch.cat(best)
+    return numbers[torch.cat(best)]
 
 
 def classification(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from outmodal.data.batch import Batch, StreamSpec
+from outmodal.data.draws import Draw
+from outmodal.data.mixing import Mixer
 from outmodal.models.learners import Learner
 from outmodal.train.methods.base import Context, Method
 
@@ -72,7 +74,11 @@ class World:
             if len(pool):
                 salt = sum(spec.name.encode())
                 rng = np.random.default_rng([seed, step, salt])
-                batches[spec.name] = self.batch(spec, rng.choice(pool, spec.batch))
+                batch = self.batch(spec, rng.choice(pool, spec.batch))
+                if spec.mixing is not None:
+                    mixer = Mixer(spec.mixing, Draw(seed, step, spec.name))
+                    batch = replace(batch, mixer=mixer).to(torch.device("cpu"))
+                batches[spec.name] = batch
         return batches
 
 

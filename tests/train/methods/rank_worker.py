@@ -19,6 +19,7 @@ from outmodal.train.methods import (
     CoxConfig,
     DiagnoseRelearnConfig,
     EntMinConfig,
+    ErmConfig,
     InfoBridgeConfig,
     InfoNceConfig,
     JointTrainConfig,
@@ -67,6 +68,7 @@ def tabled(**keys: Any) -> SynergyConfig:
 
 SMALL = {"unknown": "touch", "vib_hidden": 16, "vib_latent": 4, "warmup_epochs": 1}
 CONFIGS: dict[str, AnyMethodConfig] = {
+    "erm": ErmConfig(unknown="touch"),
     "entmin": EntMinConfig(unknown="touch"),
     "align": AlignConfig(),
     **{f"align_{name}": aligning(name) for name in OBJECTIVES},
@@ -112,6 +114,7 @@ BALANCED: tuple[tuple[AnyMethodConfig, str], ...] = (
 )
 FUSION: dict[str, tuple[AnyMethodConfig, str]] = {
     "fusion_naive": (NaiveConfig(modalities=THREE), "train"),
+    "fusion_multilabel": (UmeMmaConfig(modalities=THREE, answer="multilabel"), "fusion"),
     "fusion_multi_task": (MultiTaskConfig(modalities=THREE, fuse="mean_probs"), "train"),
     "fusion_detection": (MissingDetectionConfig(modalities=THREE), "train"),
     **{
@@ -146,15 +149,15 @@ def own_rows(batch: Batch) -> Batch:
     """This rank's contiguous part of a global batch."""
     world = gather.world()
     count = len(batch) // world.size
-    rows = slice(world.rank * count, (world.rank + 1) * count)
+    return batch.rows(slice(world.rank * count, (world.rank + 1) * count))
+
+
+def labelled(batch: Batch) -> Batch:
+    """With several labels a sample, none for some."""
+    target = torch.stack([batch.label % 2, batch.label // 2, batch.index % 2, batch.index % 3], 1)
     return replace(
         batch,
-        index=batch.index[rows],
-        label=batch.label[rows],
-        x={m: t[rows] for m, t in batch.x.items()},
-        present={m: t[rows] for m, t in batch.present.items()},
-        valid=batch.valid[rows],
-        key=batch.key[rows],
+        target=target.clamp_max(1).float().masked_fill(batch.index[:, None] % 5 == 0, torch.nan),
     )
 
 
@@ -186,6 +189,8 @@ def gradients(name: str) -> dict[str, Tensor]:
                 batches[spec.name] = world.batch(
                     spec, batches[spec.name].index.sort().values.numpy()
                 )
+        if name == "fusion_multilabel":
+            batches = {n: labelled(b) for n, b in batches.items()}
         result = method({n: own_rows(b) for n, b in batches.items()}, stage, step)
         result.loss.backward()
         out |= {f"{name}/{step}/{k}": v.detach().clone() for k, v in result.logs.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -98,8 +100,15 @@ def test_unimodal_is_one_stream() -> None:
     assert not any("image" in name for name, _ in method.named_parameters())
     run(method, world)
     found = method.evaluate(Passes(world, method))
-    assert set(found) == {"top1"}
-    assert found["top1"] > 0.35
+    assert set(found) == {"top1", "only_touch/top1"}
+    assert found["only_touch/top1"] == found["top1"] > 0.35
+    parts, x = method.eval().export_parts(None), world.x["test"]["touch"][:9]
+    assert parts.classifier is not None
+    whole = world.batch(replace(method.streams("")[0], split="test"), np.arange(9))
+    with torch.no_grad():
+        out = parts.classifier(parts.learner(x))
+        assert torch.equal(out, method.infer("logits:touch", whole)["logits"])
+        assert torch.equal(out, method.infer("logits", whole)["logits"])
     with pytest.raises(UserError, match="trains one modality, got touch, image: name one"):
         build_method(UnimodalConfig(), context)
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from outmodal.data.batch import Batch
 from outmodal.errors import UserError
-from outmodal.train.methods import CoxConfig, resolved
+from outmodal.train.methods import CoxConfig
 from outmodal.train.methods.cox import Cox
 from outmodal.train.methods.cox_config import PRESETS, CoxChoices
+from outmodal.train.methods.cox_report import instance_recall
 from outmodal.train.methods.cox_sets import DISAGREE, NO_ROLE
 from tests.train.methods.fakes import CLASSES, Passes, World, make_context, make_world, run
 
+INSTANCE = ("r1_instance", "r5_instance", "map_instance")
 SMALL = {"unknown": "touch", "vib_hidden": 32, "vib_latent": 8, "warmup_epochs": 2}
 
 
@@ -61,7 +63,7 @@ def test_a_key_wins_over_the_preset() -> None:
 
 def test_resolved_writes_out_every_key_and_means_the_same() -> None:
     config = CoxConfig(unknown="touch", fidelity="code", warmup_epochs=1)
-    full = resolved(config)
+    full = config.resolved()
     assert isinstance(full, CoxConfig)
     unset = {k for k in CoxChoices.model_fields if getattr(full, k) is None}
     assert not unset
@@ -383,7 +385,28 @@ def test_a_state_without_a_refresh_loads() -> None:
     one, two = make(world), make(world)
     two.load_method_state(one.method_state())
     assert two.judges == []
-    assert set(two.evaluate(Passes(world, two))) == {"top1", "top5"}
+    ways = {f"touch_to_{m}/{n}" for m in ("image", "text") for n in INSTANCE}
+    assert set(two.evaluate(Passes(world, two))) == {"top1", "top5", *ways}
+
+
+def test_recall_of_the_own_sample_is_by_cosine_among_samples_that_have_both() -> None:
+    world = make_world(train=100, test=60)
+    world.absent["test"] = {"touch": [0, 1], "image": [1, 2, 3]}
+    method = make(world)
+    found = method.evaluate(Passes(world, method))
+    world.absent["test"] = {}
+    touch, image = world.x["test"]["touch"], world.x["test"]["image"]
+    unit = 12**0.5 * image / image.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        z, v = method.encode(touch)[4:], method.connections[0](unit)[4:]
+    cosine = torch.nn.functional.cosine_similarity(z[:, None], v[None], dim=2)
+    place = (cosine > cosine.diagonal()[:, None]).sum(dim=1)
+    for k in (1, 5):
+        assert found[f"touch_to_image/r{k}_instance"] == pytest.approx(
+            float((place < k).double().mean())
+        )
+    assert instance_recall(z, 3 * z)["r1_instance"] == 1.0
+    assert instance_recall(z[:0], z[:0]) == {}
 
 
 def test_a_dominant_anchor_class_raises_an_alarm(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from outmodal.errors import UserError
-from outmodal.train.methods import CoxConfig, resolved
+from outmodal.train.methods import CoxConfig
 from outmodal.train.methods.cox import Cox
 from outmodal.train.methods.cox_config import PRESETS, CoxChoices
 from tests.train.methods.fakes import Passes, make_context, make_world
@@ -33,6 +33,29 @@ def test_a_share_of_the_known_data_is_drawn_evenly_and_used_alone() -> None:
     assert logs == make(other, epochs=3, known_fraction=0.25).on_epoch_start(
         2, "explore", Passes(other, make(other, epochs=3, known_fraction=0.25))
     )
+
+
+def test_the_known_share_grows_around_the_labelled_pairs() -> None:
+    """So that no known feature beyond the share is used, where it is not below the pairs' own."""
+    world = make_world()
+    rows = [
+        set(make(world, epochs=3, known_fraction=f).known_rows.tolist())  # type: ignore[union-attr]
+        for f in (0.1, 0.4, 0.7)
+    ]
+    labelled = set(make(world, epochs=3).supervision.labelled.tolist())
+    assert labelled == rows[0] < rows[1] < rows[2]
+
+
+@pytest.mark.parametrize("apart", ["known", "unknown"])
+def test_data_without_a_labelled_pair_are_refused(apart: str) -> None:
+    world = make_world()
+    shown = make(world, epochs=3).supervision.labelled.tolist()
+    world.absent["train"] = {"image" if apart == "known" else "touch": shown}
+    method = make(world, epochs=3)
+    with pytest.raises(UserError, match=r"both 'touch' and 'image'.*setting unsup"):
+        method.on_epoch_start(0, "warmup", Passes(world, method))
+    bare = make(world, epochs=3, heads_on="raw", lambda_recon=0.0)
+    bare.on_epoch_start(0, "warmup", Passes(world, bare))  # the ablation learns from no pair
 
 
 def test_without_connection_nothing_pulls_at_the_connections() -> None:
@@ -61,7 +84,7 @@ def test_presets_differ_where_there_are_no_labels(setting: str, fidelity: str) -
     changed = {k for k in CoxChoices.model_fields if getattr(choices, k) != getattr(semi, k)}
     wanted = {"paper": {"warmup_epochs", "lambda_agree"}, "code": {"refresh"}}
     assert changed == (wanted.get(fidelity, set()) if setting == "unsup" else set())
-    assert resolved(config).choices() == choices  # type: ignore[union-attr]
+    assert config.resolved().choices() == choices
 
 
 def test_a_single_class_is_refused() -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from outmodal.data.inputs import ImageInput, TokenInput
 from outmodal.errors import UserError
+from outmodal.models.heads import ProjectionHead
+from outmodal.models.learners import TextLearner, ViTLearner
 from outmodal.train.methods import cox_init
 from outmodal.train.methods.cox_bootstrap import aligned, raw_judges
 from outmodal.train.methods.cox_init import initialise
@@ -76,8 +79,14 @@ class Tower(TinyLearner):
         self.position = nn.Parameter(torch.randn(1, width))
 
 
-def exporting(learner: TinyLearner) -> Callable[[Path], SimpleNamespace]:
-    return lambda folder: SimpleNamespace(learner=learner)
+def exporting(
+    learner: TinyLearner, head: ProjectionHead | None = None
+) -> Callable[[Path], SimpleNamespace]:
+    return lambda folder: SimpleNamespace(learner=learner, head=head)
+
+
+def behind() -> tuple[ProjectionHead, nn.Linear]:
+    return ProjectionHead(16, 4), nn.Linear(4, 3)
 
 
 def test_linear_layers_and_norms_start_anew_and_the_rest_is_kept(
@@ -87,12 +96,14 @@ def test_linear_layers_and_norms_start_anew_and_the_rest_is_kept(
     with torch.no_grad():
         source.norm.weight.fill_(5.0)
     monkeypatch.setattr(cox_init, "load_export", exporting(source))
-    head = nn.Linear(16, 4)
-    before = head.weight.detach().clone()
+    projection, classifier = behind()
+    before = [p.detach().clone() for p in (*projection.parameters(), *classifier.parameters())]
     state = torch.get_rng_state()
-    initialise(learner, [head], "perceptor_partial", "some/folder", 0)
+    initialise(learner, projection, classifier, "perceptor_partial", "some/folder", 0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(head.weight, before)  # an export of the same seed began with these
+    # an export of the same seed began with these
+    assert not torch.equal(projection.layers[0].weight, before[0])
+    assert not torch.equal(classifier.weight, before[2])
 
     def same(pick: Callable[[Tower], Tensor]) -> bool:
         return torch.equal(pick(learner), pick(source))
@@ -106,12 +117,83 @@ def test_linear_layers_and_norms_start_anew_and_the_rest_is_kept(
     assert "not unsupervised" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTLearner(
+            modality="image",
+            size="custom",
+            width=16,
+            depth=1,
+            heads=2,
+            patch=4,
+            input=ImageInput(size=(8, 8)),
+        ),
+        TextLearner(
+            modality="text",
+            size="custom",
+            width=16,
+            depth=1,
+            heads=2,
+            input=TokenInput(length=6, vocab_size=20),
+        ),
+    ],
+    ids=["vit", "bert"],
+)
+def test_attention_keeps_its_inward_projections_in_any_transformer(
+    config: ViTLearner | TextLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released code's attention holds them as one bare parameter, which it does not renew."""
+    torch.manual_seed(0)
+    source, learner = config.build(), config.build()
+    monkeypatch.setattr(cox_init, "load_export", exporting(source))  # type: ignore[arg-type]
+    initialise(learner, *behind(), "perceptor_partial", "some/folder", 0)
+    theirs = source.state_dict()
+    same = {n for n, t in learner.state_dict().items() if torch.equal(t, theirs[n])}
+    inward = {n for n in theirs if n.split(".")[-2] in ("query", "key", "value", "q_proj")}
+    inward |= {n for n in theirs if n.split(".")[-2] in ("k_proj", "v_proj")}
+    assert len(inward) == 6
+    assert inward <= same
+    renewed = {n.split(".")[-2] for n in set(theirs) - same}
+    assert "dense" in renewed or "fc1" in renewed
+
+
+def test_a_whole_perceptor_keeps_its_projection_but_not_its_classifier(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, learner = Tower(), Tower()
+    head, (projection, classifier) = ProjectionHead(16, 4), behind()
+    before = classifier.weight.detach().clone()
+    monkeypatch.setattr(cox_init, "load_export", exporting(source, head))
+    initialise(learner, projection, classifier, "perceptor", "some/folder", 0)
+    x = torch.randn(5, 8)
+    assert torch.equal(projection(learner(x)), head(source(x)))
+    assert not torch.equal(classifier.weight, before)
+    assert "not unsupervised" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (None, "has no projection"),
+        (ProjectionHead(16, 5), "projects to 5 numbers.*method.dim 5"),
+        (ProjectionHead(16, 4, "mlp"), "projection is 'mlp'.*linear"),
+    ],
+)
+def test_a_projection_that_does_not_fit_is_refused(
+    head: ProjectionHead | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cox_init, "load_export", exporting(Tower(), head))
+    with pytest.raises(UserError, match=message):
+        initialise(Tower(), *behind(), "perceptor", "some/folder", 0)
+
+
 def test_an_export_of_another_learner_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cox_init, "load_export", exporting(Tower(width=4)))
     with pytest.raises(UserError, match=r"another learner than the one of 'touch'.*same learner"):
-        initialise(Tower(), [], "perceptor_partial", "some/folder", 0)
+        initialise(Tower(), *behind(), "perceptor_partial", "some/folder", 0)
 
 
 def test_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"outmodal\.json|no export|export"):
-        initialise(Tower(), [], "perceptor_partial", str(tmp_path), 0)
+        initialise(Tower(), *behind(), "perceptor_partial", str(tmp_path), 0)

@@ -296,6 +296,7 @@ def test_state_resumes_mid_epoch(stage: str, pairs: str) -> None:
         ({"dim": 5}, "set method.dim"),
         ({"warmup_epochs": 5}, "would never explore"),
         ({"oom_init": "perceptor_partial"}, "needs method.oom_weights"),
+        ({"oom_init": "perceptor"}, "perceptor needs method.oom_weights"),
         ({"oom_weights": "x"}, "leave oom_weights out"),
         ({"select_fraction": 0.001}, "gives no anchor"),
     ],

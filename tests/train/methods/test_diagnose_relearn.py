@@ -82,6 +82,22 @@ def test_held_out_samples_are_not_trained_on() -> None:
     assert set(world.labels["train"][held]) == {0, 1, 2, 3}
 
 
+def test_the_last_sample_of_a_class_is_trained_on() -> None:
+    world = make_world({"image": 12}, train=96)
+    first = [int(np.flatnonzero(world.labels["train"] == c)[0]) for c in range(4)]
+    labels = np.where(world.labels["train"] == 3, 0, world.labels["train"])
+    labels[first[3]] = 3
+    world.labels["train"] = labels
+    for share in (0.2, 0.9):
+        select = relearn(world, holdout=share).streams("train")[0].select
+        assert select is not None
+        assert set(labels[select]) == {0, 1, 2, 3}
+    world.labels["train"] = np.full(96, -1)
+    world.labels["train"][:4] = np.arange(4)
+    with pytest.raises(UserError, match=r"holdout 0\.2 holds nothing out, as no class has two"):
+        relearn(world, holdout=0.2)
+
+
 def test_a_validation_split_is_used_where_there_is_one() -> None:
     world = make_world({"image": 12}, train=96, test=50)
     world.x["val"], world.labels["val"] = world.x["test"], world.labels["test"]

@@ -84,6 +84,15 @@ def test_without_a_transform_zeros_stand() -> None:
     assert not method.shown("touch", batch, every).any()
 
 
+def test_a_batch_without_rows_has_no_substitutes() -> None:
+    world = make_world(train=40, test=20)
+    method = build_method(NaiveConfig(), make_context(world, learners=LEARNED))
+    assert isinstance(method, Fusion)
+    none = some(world, method).rows(slice(0, 0))
+    assert method.shown("touch", none).shape == (0, 8)
+    assert method.substitute("touch", none.x["touch"]).tolist() == [[0.0] * 8]
+
+
 def test_rows_without_anything_are_of_no_use() -> None:
     world = make_world(train=40, test=20)
     world.absent["train"] = {m: [1, 2] for m in THREE} | {"text": [2]}
@@ -187,7 +196,7 @@ def test_labels_that_cannot_be_learned() -> None:
     with pytest.raises(UserError, match="has a label, and this method learns from labels: add"):
         fusion(world)
     context = replace(make_context(world, learners=LEARNED), classes=("a",))
-    with pytest.raises(UserError, match=r"names 1 class\(es\)"):
+    with pytest.raises(UserError, match=r"has 1 class"):
         build_method(NaiveConfig(), context)
 
 
@@ -196,12 +205,12 @@ def test_samples_that_pair_nothing() -> None:
     world.absent["train"] = {"touch": list(range(20)), "image": list(range(20, 40))}
     context = make_context(world, learners=LEARNED)
     naive = build_method(NaiveConfig(), context)
-    with pytest.raises(UserError, match=r"none of 40 samples .* has 2 of touch, image"):
+    with pytest.raises(UserError, match=r"none of the 40 training samples has 2 of touch, image"):
         naive.on_epoch_start(0, "train", Passes(world, naive))
     ume = build_method(UmeMmaConfig(), context)
     ume.on_epoch_start(0, "unimodal", Passes(world, ume))
     last = build_method(UmeMmaConfig(complete_epochs=1), context)
-    with pytest.raises(UserError, match="method ume_mma without complete_epochs"):
+    with pytest.raises(UserError, match="ume_mma without complete_epochs"):
         last.on_epoch_start(0, "unimodal", Passes(world, last))
 
 

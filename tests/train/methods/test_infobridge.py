@@ -135,6 +135,31 @@ def test_both_players_ascend_each_with_its_own_weight() -> None:
         assert torch.allclose(found[name], wanted, atol=1e-6), name
 
 
+def test_one_step_is_the_paper_s_pair_under_sgd() -> None:
+    """One gradient of L_task - alpha L_NCE, and for the critics lr / alpha and decay * alpha."""
+    world, alpha = make_world({"image": 12}, train=120), 0.25
+    ours, wanted = bridge(world, alpha=alpha), bridge(world, alpha=alpha)
+    wanted.load_state_dict(ours.state_dict())
+    sgd = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    critics = {"params": list(wanted.critics.parameters()), "lr": 0.1 / alpha}
+    held = {id(p) for p in wanted.critics.parameters()}
+    rest = {"params": [p for p in wanted.parameters() if id(p) not in held]}
+    one = torch.optim.SGD(ours.parameters(), **sgd)
+    two = torch.optim.SGD([{**critics, "weight_decay": 0.01 * alpha}, rest], **sgd)
+    for step in range(4):
+        batch = next(iter(batches(world, ours, step).values()))
+        for optimizer in (one, two):
+            optimizer.zero_grad()
+        stepped(world, ours, step).loss.backward()
+        r = wanted.representations(batch)
+        nce, _ = wanted.conditional(r, batch, step)
+        (wanted.mean_loss(wanted.fused(r), batch) - alpha * nce).backward()
+        one.step()
+        two.step()
+    for name, p in ours.named_parameters():
+        assert torch.allclose(p, wanted.get_parameter(name), atol=2e-6), name
+
+
 def test_turns() -> None:
     world = make_world({"image": 12}, train=128)
     method = bridge(world, update="alternate")

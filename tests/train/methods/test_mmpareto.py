@@ -85,3 +85,16 @@ def test_a_step_by_hand() -> None:
             assert torch.allclose(held[name].double(), wanted, atol=1e-4), name
     assert all(torch.equal(held[n], given[n]) for n in held if not n.startswith("learners."))
     assert method._joint == {}
+
+
+def test_vectors_have_no_gradient_to_combine() -> None:
+    world = make_world({"image": 12, "text": 12}, train=64)
+    context = make_context(world, learners=("touch",))
+    method = build_method(MmParetoConfig(modalities=("image", "text")), context)
+    out = method({"fused": world.batch(method.streams("")[0], np.arange(16))}, "train", 0)
+    out.loss.backward()
+    held = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    given = {n: t.clone() for n, t in held.items()}
+    method.edit_gradients(held, "train", 0)
+    assert given
+    assert all(torch.equal(t, given[n]) for n, t in held.items())

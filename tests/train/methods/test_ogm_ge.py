@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from outmodal.train.methods import OgmGe, OgmGeConfig, build_method
-from outmodal.train.methods.ogm_ge import coefficients, modulated_stages
+from outmodal.train.methods.concat import windowed
+from outmodal.train.methods.ogm_ge import coefficients
 from tests.train.methods.fakes import World, make_context, make_world
 
 LEARNED = ("touch", "image")
@@ -32,10 +33,10 @@ def test_coefficients() -> None:
 
 
 def test_the_epochs_of_modulation() -> None:
-    shown = [(s.name, s.epochs) for s in modulated_stages(10, 2, 5)]
+    shown = [(s.name, s.epochs) for s in windowed("modulated", 10, 2, 5)]
     assert shown == [("plain", 2), ("modulated", 3), ("plain", 5)]
-    assert [(s.name, s.epochs) for s in modulated_stages(8, 0, 50)] == [("modulated", 8)]
-    assert [(s.name, s.epochs) for s in modulated_stages(8, 9, 5)] == [("plain", 8)]
+    assert [(s.name, s.epochs) for s in windowed("modulated", 8, 0, 50)] == [("modulated", 8)]
+    assert [(s.name, s.epochs) for s in windowed("modulated", 8, 9, 5)] == [("plain", 8)]
 
 
 def edited(method: OgmGe, stage: str = "modulated", step: int = 0) -> dict[str, Tensor]:
@@ -101,3 +102,26 @@ def test_what_of_an_encoder() -> None:
     assert method.modulated_names("image") == [f"learners.1.backbone.{i}.weight" for i in (0, 2)]
     assert ogm(world, conv=True, scope="conv").modulated_names("image") == []
     assert len(ogm(world, conv=True, scope="all").modulated_names("touch")) == 4
+
+
+def test_four_modalities_are_each_compared_with_the_mean_of_the_others() -> None:
+    world = make_world({"image": 12, "text": 12, "smell": 5}, train=64)
+    names = ("touch", "image", "text", "smell")
+    method = ogm(world, modalities=names, noise=False, alpha=0.3)
+    batch = world.batch(method.streams("")[0], np.arange(32))
+    out = method({"fused": batch}, "modulated", 0)
+    with torch.no_grad():
+        shares = method.shares(method.representations(batch))
+    sums = [
+        float(t.double().softmax(dim=1).gather(1, batch.label[:, None]).sum())
+        for t in shares.values()
+    ]
+    ratios = [3 * s / (sum(sums) - s) for s in sums]
+    for m, ratio in zip(names, ratios, strict=True):
+        assert float(out.logs[f"ratio/{m}"]) == pytest.approx(ratio, rel=1e-5)
+    given = {n: torch.ones_like(p) for n, p in method.named_parameters()}
+    method.edit_gradients(given, "modulated", 0)
+    for m, ratio in zip(LEARNED, ratios, strict=False):
+        factor = 1 - math.tanh(0.3 * ratio) if ratio > 1 else 1.0
+        for name in method.modulated_names(m):
+            assert given[name].flatten()[0] == pytest.approx(factor, abs=1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from outmodal.train.methods import Pmr, PmrConfig, build_method
-from outmodal.train.methods.pmr import blend, class_means, prototype_logits, stratified
+from outmodal.train.methods.pmr import blend, class_means, prototype_logits
 from tests.train.methods.fakes import Passes, World, make_context, make_world
 
 CPU = torch.device("cpu")
@@ -19,15 +19,6 @@ def pmr(world: World, **keys: object) -> Pmr:
     made = build_method(PmrConfig.model_validate(keys), context)
     assert isinstance(made, Pmr)
     return made
-
-
-def test_a_draw_of_each_class() -> None:
-    labels = np.array([0] * 40 + [1] * 5 + [2] + [-1] * 9)
-    found = stratified(labels, 0.1, 0)
-    assert np.bincount(labels[found]).tolist() == [4, 1, 1]
-    assert found.tolist() == sorted(set(found.tolist()))
-    assert found.tolist() == stratified(labels, 0.1, 0).tolist()
-    assert found.tolist() != stratified(labels, 0.1, 1).tolist()
 
 
 def test_prototypes_and_their_logits() -> None:
@@ -81,3 +72,22 @@ def test_state_and_stages() -> None:
     two.load_method_state(one.method_state())
     assert all(torch.equal(t, two.prototypes[m]) for m, t in one.prototypes.items())
     assert one.on_epoch_start(4, "plain", Passes(world, one)) == {}
+
+
+def test_every_modality_below_the_mean_of_the_others_has_the_term() -> None:
+    world = make_world({"image": 12, "text": 12, "smell": 5}, train=96)
+    names = ("touch", "image", "text", "smell")
+    method = pmr(world, modalities=names, alpha=2.0, fraction=1.0)
+    method.on_epoch_start(0, "rebalanced", Passes(world, method))
+    batch = world.batch(method.streams("")[0], np.arange(24))
+    out = method({"fused": batch}, "rebalanced", 0)
+    with torch.no_grad():
+        r = method.representations(batch)
+    sums = {}
+    for m in names:
+        logits = prototype_logits(r[m], method.prototypes[m]).double()
+        sums[m] = float(logits.softmax(dim=1).gather(1, batch.label[:, None]).sum())
+    weak = [m for m in names if 3 * sums[m] < sum(sums.values()) - sums[m]]
+    assert 0 < len(weak) < 4
+    wanted = out.logs["loss/task"] + 2.0 * sum(out.logs[f"loss/prototypes_{m}"] for m in weak)
+    assert float(out.logs["loss"]) == pytest.approx(float(wanted), rel=1e-5)

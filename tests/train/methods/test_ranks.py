@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,4 +30,5 @@ def test_ranks_agree_with_one_process(results: list[dict[str, Tensor]], name: st
     learns = name != "align_symile_absent"  # which knows whole samples only, and there are none
     assert any(v.any() for k, v in alone.items() if "/grad/" in k) == learns
     for key, value in alone.items():
-        assert torch.allclose(value, together[key], atol=2e-6, rtol=1e-4), key
+        limit = 1e-5 * max(1.0, float(value.abs().max()))
+        assert float((value - together[key]).abs().max()) <= limit, key

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from torch.nn import functional as F
 
 from outmodal.errors import UserError
 from outmodal.train.methods import (
@@ -80,6 +81,23 @@ def test_erm_reads_labelled_samples_only_and_averages_them() -> None:
     assert torch.allclose(out.logs["loss/supervised"], expected)
     out.loss.backward()
     assert all(p.grad is not None for p in method.parameters())
+
+
+def test_erm_smooths_labels_and_mixes_neighbours() -> None:
+    world = make_world()
+    config = ErmConfig.model_validate(
+        {"unknown": "touch", "smoothing": 0.2, "mixing": {"mixup": 1.0}}
+    )
+    method = build_method(config, make_context(world))
+    assert isinstance(method, Erm)
+    batch = world.step(list(method.streams("train")), 0)["labelled"]
+    assert batch.mixed is not None
+    share = batch.mixed.share[:, None]
+    one_hot, other = (F.one_hot(t, 4).float() for t in (batch.label, batch.mixed.label))
+    soft = 0.8 * (share * one_hot + (1 - share) * other) + 0.2 / 4
+    logits = method.classify(method.encode(batch.x["touch"]))
+    out = method({"labelled": batch}, "train", 0)
+    assert float(out.loss) == pytest.approx(float(F.cross_entropy(logits, soft)), rel=1e-5)
 
 
 def test_entmin_adds_the_weighted_mean_entropy() -> None:

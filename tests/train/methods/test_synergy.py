@@ -95,24 +95,57 @@ def test_the_objective_is_the_formula(latent_map: str, fidelity: str) -> None:
     assert float(out.logs["loss/latent"]) == pytest.approx(float(latent), rel=1e-5)
 
 
-def test_alpha_0_is_a_hand_written_loop_of_cross_entropy_bit_for_bit() -> None:
+@pytest.mark.parametrize("mixing", [None, {"mixup": 0.8, "p": 0.9}], ids=["plain", "mixed"])
+def test_alpha_0_is_a_hand_written_loop_of_cross_entropy_bit_for_bit(mixing: Any) -> None:
     world = make_world()
-    ours, theirs = made(tabled(alpha=0.0), world), made(tabled(alpha=0.0), world)
+    keys = {"alpha": 0.0, "mixing": mixing, "smoothing": 0.1 if mixing else 0.0}
+    ours, theirs = made(tabled(**keys), world), made(tabled(**keys), world)
     run(ours, world)
     model = torch.nn.Sequential(
         theirs.learner.backbone, *theirs.projection.layers, theirs.classifier
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def rows(logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits, label, reduction="none", label_smoothing=keys["smoothing"])
+
     for step in range(8 * (400 // 32)):
         batch = world.step(list(theirs.streams("train")), step)["train"]
         optimizer.zero_grad()
-        F.cross_entropy(model(batch.x["touch"]), batch.label).backward()
+        logits = model(batch.x["touch"])
+        loss = rows(logits, batch.label)
+        if batch.mixed is not None:
+            share, other = batch.mixed.share, rows(logits, batch.mixed.label)
+            loss = share * loss + (1 - share) * other
+        loss.mean().backward()
         optimizer.step()
+    assert (batch.mixed is not None) == (mixing is not None)
     assert [s.name for s in ours.streams("train")] == ["train"]
     for (name, mine), (_, other) in zip(
         ours.named_parameters(), theirs.named_parameters(), strict=True
     ):
         assert torch.equal(mine, other), name
+
+
+def test_mixed_rows_have_soft_labels_and_keep_their_own_targets() -> None:
+    world = make_world()
+    mixed = made(tabled(alpha=0.3, mixing={"mixup": 0.8}, smoothing=0.1), world)
+    plain = made(tabled(alpha=0.3, smoothing=0.1), world)
+    batches = world.step(list(mixed.streams("train")), 5)
+    batch, unmixed = batches["train"], world.step(list(plain.streams("train")), 5)["train"]
+    assert torch.equal(batch.index, unmixed.index)
+    assert batch.mixed is not None
+    share = batch.mixed.share[:, None]
+    swapped = unmixed.x["touch"].view(-1, 2, 8).flip(1).view(-1, 8)
+    torch.testing.assert_close(batch.x["touch"], share * unmixed.x["touch"] + (1 - share) * swapped)
+    assert torch.equal(
+        mixed.targets.rows(batches, 5)[0], plain.targets.rows({"train": unmixed}, 5)[0]
+    )
+    out, (_, logits) = mixed(batches, "train", 5), mixed.latents(batch.x["touch"])
+    one_hot, other = (F.one_hot(t, 4).float() for t in (batch.label, batch.mixed.label))
+    soft = share * one_hot + (1 - share) * other
+    expected = F.cross_entropy(logits, 0.9 * soft + 0.1 / 4)
+    assert float(out.logs["loss/supervised"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_it_learns_and_its_latents_come_near() -> None:
@@ -384,3 +417,6 @@ def test_a_split_without_any_description_is_refused_before_training() -> None:
         method.on_epoch_start(0, "train", Passes(world, method))
     with pytest.raises(UserError, match="build the data set with it"):
         guide_share(method.context, "text", Passes(world, method))
+    world.absent["train"] = {"text": list(range(200)), "touch": list(range(200, 400))}
+    with pytest.raises(UserError, match=r"none of 400 samples .* pairs 'touch' with 'text'"):
+        method.on_epoch_start(0, "train", Passes(world, method))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from outmodal.data.batch import Batch
 from outmodal.data.inputs import ImageInput
 from outmodal.data.stream import Loader
 from outmodal.launch.cli import main as cli
 from outmodal.launch.config import load_config
 from outmodal.launch.plan.subject import Described, Subject
+from outmodal.launch.report.board import read_board
 from outmodal.launch.report.measure import HELPER
 from outmodal.launch.running import run_plan
 from outmodal.models.card import CardInfo
@@ -40,8 +43,14 @@ from tests.train.plans import lines, losses, newest
 NOISE = {"name": "synergy", "unknown": "force", "targets": "gaussian", "dim": 9}
 METHODS: dict[str, dict[str, Any]] = {
     "samples": {"name": "synergy", "unknown": "force", "targets": "samples", "guide": "pose"},
-    "paired": {"name": "synergy", "unknown": "force", "level": 3, "guide": "pose", "alpha": 0.3},
-    "kept": {**NOISE, "target_assign": "per_sample", "label_fraction": 0.5},
+    "paired": {
+        **{"name": "synergy", "unknown": "force", "level": 3, "guide": "pose", "alpha": 0.3},
+        "mixing": {"mixup": 0.8},
+    },
+    "kept": {
+        **{**NOISE, "target_assign": "per_sample", "label_fraction": 0.5},
+        "mixing": {"mixup": 0.8, "p": 0.7},
+    },
 }
 
 
@@ -115,7 +124,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert all(torch.equal(t, theirs[key]) for key, t in mine.items())
 
 
-@pytest.mark.parametrize("method", [NOISE, METHODS["samples"]], ids=["noise", "samples"])
+def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[B] by hand, with the shares of the two labels of a mixed row."""
+    own = F.cross_entropy(logits, batch.label, reduction="none")
+    if batch.mixed is None:
+        return own
+    other = F.cross_entropy(logits, batch.mixed.label, reduction="none")
+    return batch.mixed.share * own + (1 - batch.mixed.share) * other
+
+
+@pytest.mark.parametrize("method", [NOISE, METHODS["samples"], METHODS["paired"]])
 def test_alpha_0_in_the_engine_is_a_hand_written_loop_bit_for_bit(
     pairs: str, tmp_path: Path, method: dict[str, Any]
 ) -> None:
@@ -137,7 +155,8 @@ def test_alpha_0_in_the_engine_is_a_hand_written_loop_bit_for_bit(
                 batch = batches["train"].to(torch.device("cpu"))
                 rows = batch.present["force"]
                 optimizer.zero_grad()
-                F.cross_entropy(model(batch.x["force"])[rows], batch.label[rows]).backward()
+                losses = cross_entropy(model(batch.x["force"]), batch)
+                losses[rows].mean().backward()
                 optimizer.step()
     held = dict(trained.named_parameters())
     for name, p in fresh.named_parameters():
@@ -207,6 +226,18 @@ def test_distances_between_runs_by_the_command(
     last = [r["values"] for r in lines(runs["helped"]) if r["split"] == "diagnostics"][-1]
     assert value["gaussian/target_trained"] == pytest.approx(last["latent/w2"], rel=1e-4)
     assert value["latent_loss"] == pytest.approx(last["latent/loss"], rel=1e-4)
+    board = runs["helped"] / "tensorboard" / "latents"
+    (events,) = board.glob("events.out.tfevents.*")  # of the second evaluation only
+    shown = read_board(events.parent)
+    ((step, best),) = shown["latents/gaussian/proxy/alpha_star"]
+    assert (step, best) == (8, pytest.approx(value["gaussian/proxy/alpha_star"]))
+    assert set(shown) == {f"latents/{name}" for name in value}
+    assert "tensor_path" in (board / "projector_config.pbtxt").read_text("utf-8")
+    (metadata,) = board.rglob("metadata.tsv")
+    head, *points = metadata.read_text("utf-8").splitlines()
+    assert head == "set\tclass"
+    kinds = Counter(p.split("\t")[0] for p in points)
+    assert kinds == {"learner alone": 20, HELPER: 20, "trained": 20}
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -262,14 +293,46 @@ def test_the_report_shows_learner_helper_and_trained_latents(
         assert [len(s["points"]) for s in chart["series"]] == [1, 1]
 
 
-def test_a_missing_helper_is_an_error_that_says_what_to_do(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+BROKEN = {
+    "gone": ("config.json", None, "method.helper: perceptor folder {folder} does not exist"),
+    "cut": ("model.safetensors", b"\x10", "{folder}: transformers cannot read its weights"),
+    "bare": ("model.safetensors", None, "method.helper: {folder} has no model.safetensors: put"),
+}
+
+
+@pytest.mark.parametrize("how", list(BROKEN))
+def test_a_helper_that_cannot_be_opened_is_an_error_that_says_what_to_do(
+    tmp_path: Path, how: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    name, content, message = BROKEN[how]
+    folder = tmp_path / "helper"
+    if how != "gone":
+        bert(folder)
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
     data = make_tiny(tmp_path / "data", 32, 2, ("force",), test=8)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(data=data.root, helper=tmp_path / "gone"), "utf-8")
+    recipe.write_text(RECIPE.format(data=data.root, helper=folder), "utf-8")
     assert cli(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
-    assert f"perceptor folder {tmp_path / 'gone'} does not exist" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert message.format(folder=folder) in said
+
+
+def test_level_3_without_a_single_description_ends_before_the_first_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_tiny(
+        tmp_path / "data", 32, 2, ("force", "pose"), test=8, missing={"pose": range(32)}
+    )
+    recipe = tmp_path / "recipe.yaml"
+    method = "\nmethod: {name: synergy, unknown: force, level: 3, guide: pose}\n"
+    recipe.write_text(HEAD.format(data=data.root) + method, "utf-8")
+    assert cli(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert "none of 32 samples of split 'train' has 'pose'" in said
+    assert "build the data set with it, or name another guide" in said
+    assert losses(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("latent_map", ["linear_ln", pytest.param("side", marks=pytest.mark.long)])
@@ -308,20 +371,24 @@ def test_an_export_loads_without_outmodal_as_its_card_says(
         torch.testing.assert_close(torch.from_numpy(e), check["embedding"], rtol=1e-3, atol=1e-4)
 
 
-def test_a_recipe_is_planned_without_data_and_helper() -> None:
-    subject = Subject(load_config("fashion-synergy"), Described(60000, 10, 1000.0, {}))
+@pytest.mark.parametrize("targets", ["text", "gaussian"])
+def test_a_recipe_is_planned_without_data_and_helper(targets: str) -> None:
+    config = load_config("fashion-synergy", ["--method.targets", targets])
+    subject = Subject(config, Described(60000, 10, 1000.0, {}))
     sizes = {name: tuple(p.shape) for name, p in subject.method.named_parameters()}
     assert sizes["projection.layers.0.weight"] == (1024, 128)
     assert sizes["classifier.weight"] == (10, 1024)
 
 
 @pytest.mark.parametrize(
-    "name", ["fashion-synergy-l2a", "fashion-synergy-v2a", "fashion-synergy-a2v"]
+    "name",
+    ["fashion-synergy-l2a", "fashion-synergy-v2a", "fashion-synergy-a2v", "fashion-synergy-a2l"],
 )
 def test_the_recipes_of_the_other_directions_train(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    data = make_tiny(tmp_path / "data", 32, 4, ("image", "speech"), test=8)
-    helper = {"l2a": bert, "v2a": resnet, "a2v": wav2vec2}[name[-3:]](tmp_path / "helper")
+    data = make_tiny(tmp_path / "data", 32, 4, ("image", "speech", "text"), test=8)
+    kinds = {"l2a": bert, "v2a": resnet, "a2v": wav2vec2, "a2l": wav2vec2}
+    helper = kinds[name[-3:]](tmp_path / "helper")
     key = "method.helper.path" if name.endswith("l2a") else "perceptors.0.path"
     small = ("--data.batch", "16", "--data.streams", "4", "--engine.threads", "1")
     words = [f"--{key}", str(helper), "--data.path", str(data.root), *small, "--engine.epochs", "1"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BitConfig,
     BitModel,
@@ -19,6 +20,7 @@ from transformers import (
     ResNetConfig,
     ResNetModel,
 )
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from outmodal.errors import UserError
 from outmodal.models.learners.base import PICTURE, Learner, LearnerBase, Patch, side
@@ -52,6 +54,8 @@ class ResNetLearner(LearnerBase):
         widths, layers: Channels and blocks of each stage, for depth custom only.
         block: basic or bottleneck, for depth custom only.
         stem: Channels of the stem.
+        drop_path: Rate of stochastic depth (Huang et al., ECCV 2016) at the last block, rising
+            linearly from 0 at the first; one draw for each sample and block.
     """
 
     name: Literal["resnet"] = "resnet"
@@ -60,6 +64,7 @@ class ResNetLearner(LearnerBase):
     layers: tuple[int, ...] | None = None
     block: Literal["basic", "bottleneck"] | None = None
     stem: int = Field(default=64, gt=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -110,10 +115,39 @@ class ResNetEncoder(Learner):
             layer_type=size.block,
         )
         super().__init__(config, ResNetModel(architecture), size.widths[-1], "pooler")
+        drop_branches(self.backbone, config.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled: Tensor = self.backbone(pixel_values=x).pooler_output
         return pooled.flatten(1)
+
+
+class DropBranch:
+    """Forward hook of stochastic depth on a block's residual branch: with probability `rate` a
+    sample has none, and otherwise it is larger by so much that the mean stays.
+
+    transformers' ResNet has no stochastic depth; a hook leaves its weights' names alone.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Return the branch [B, C, H, W], zeros for some samples."""
+        if not module.training:
+            return output
+        kept = torch.rand(len(output), 1, 1, 1, device=output.device) >= self.rate
+        return output * (kept.to(output.dtype) / (1.0 - self.rate))
+
+
+def drop_branches(backbone: nn.Module, rate: float) -> None:
+    """Hook stochastic depth into a ResNetModel's blocks, its rate rising linearly to `rate`."""
+    kinds = (ResNetBasicLayer, ResNetBottleNeckLayer)
+    blocks = [m for m in backbone.modules() if isinstance(m, kinds)]
+    for i, block in enumerate(blocks):
+        block_rate = rate * i / max(len(blocks) - 1, 1)
+        if block_rate > 0:
+            block.layer.register_forward_hook(DropBranch(block_rate))
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,13 @@ class Objective(nn.Module, ABC):
         scale: The inverse temperature.
         fewest, most: How many modalities it is defined for; None is no bound.
         needs_raw: Whether it wants embeddings before normalisation too.
+        together: Whether only samples that have all modalities count.
     """
 
     fewest: int = 2
     most: int | None = None
     needs_raw: bool = False
+    together: bool = False
 
     def __init__(self, modalities: Sequence[str], settings: ObjectiveSettings) -> None:
         super().__init__()

@@ -54,6 +54,8 @@ class Symile(Objective):
     Samples that lack a modality take no part.
     """
 
+    together = True
+
     def __init__(self, modalities: Sequence[str], config: SymileConfig) -> None:
         super().__init__(modalities, config)
         self.negatives = config.negatives

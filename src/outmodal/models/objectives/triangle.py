@@ -56,6 +56,7 @@ class Triangle(Objective):
     """
 
     fewest = most = 3
+    together = True
 
     def __init__(self, modalities: Sequence[str], config: TriangleConfig) -> None:
         super().__init__(modalities, config)

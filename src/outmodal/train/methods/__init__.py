@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from outmodal.train.methods.align import Align, AlignConfig
 from outmodal.train.methods.aligned import Aligned, AlignedConfig
@@ -34,6 +32,7 @@ from outmodal.train.methods.ogm_ge import OgmGe, OgmGeConfig
 from outmodal.train.methods.parts import ExportParts
 from outmodal.train.methods.pmr import Pmr, PmrConfig
 from outmodal.train.methods.reconboost import ReconBoost, ReconBoostConfig
+from outmodal.train.methods.settings import MethodSettings
 from outmodal.train.methods.ssl import Ssl, SslConfig
 from outmodal.train.methods.synergy import Synergy
 from outmodal.train.methods.synergy_config import SynergyConfig
@@ -71,38 +70,8 @@ AnyMethodConfig = (
 MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="name")]
 """Every method's configuration, told apart by `name`."""
 
-AnyMethod = (
-    Cox
-    | CoxUnsupervised
-    | Erm
-    | EntMin
-    | Random
-    | Ssl
-    | Moco
-    | MocoCox
-    | MocoCoxUnsupervised
-    | FreeMatch
-    | MixText
-    | Aligned
-    | Align
-    | Synergy
-    | UmeMma
-    | Naive
-    | MultiTask
-    | MissingDetection
-    | InfoBridge
-    | Unimodal
-    | JointTrain
-    | InfoNce
-    | OgmGe
-    | Pmr
-    | MmPareto
-    | DiagnoseRelearn
-    | ReconBoost
-)
 
-
-def build_method(config: AnyMethodConfig, context: Context) -> AnyMethod:
+def build_method(config: MethodSettings, context: Context) -> Method:
     """Make a method for a run; new weights are drawn from torch's global generator.
 
     Raises:
@@ -111,30 +80,12 @@ def build_method(config: AnyMethodConfig, context: Context) -> AnyMethod:
     return config.build(context)
 
 
-def resolved(config: AnyMethodConfig) -> AnyMethodConfig:
-    """The configuration with every key that a preset decides written out."""
-    return (
-        config.resolved() if isinstance(config, CoxConfig | AlignConfig | SynergyConfig) else config
-    )
-
-
-def restored(config: AnyMethodConfig, state: Mapping[str, Tensor]) -> AnyMethodConfig:
-    """The configuration of a run as a checkpoint's method state allows to build it: without what
-    only training needs."""
-    return config.restored(state) if isinstance(config, SynergyConfig) else config
-
-
-def imagined(config: AnyMethodConfig, classes: int) -> AnyMethodConfig:
-    """The configuration as an estimate can build it, without encoders that only training needs."""
-    return config.imagined(classes) if isinstance(config, SynergyConfig) else config
-
-
 __all__ = [
     "Align",
     "AlignConfig",
     "Aligned",
     "AlignedConfig",
-    "AnyMethod",
+    "AnyMethodConfig",
     "Context",
     "Cox",
     "CoxBase",
@@ -157,6 +108,7 @@ __all__ = [
     "JointTrainConfig",
     "Method",
     "MethodConfig",
+    "MethodSettings",
     "MissingDetection",
     "MissingDetectionConfig",
     "MixText",
@@ -192,7 +144,4 @@ __all__ = [
     "Unimodal",
     "UnimodalConfig",
     "build_method",
-    "imagined",
-    "resolved",
-    "restored",
 ]

@@ -19,6 +19,7 @@ from outmodal.train.methods.align_config import AlignConfig, aligned_modalities
 from outmodal.train.methods.align_report import class_means, retrieval, zero_shot
 from outmodal.train.methods.base import Context, Passes, Stage, StepOutput, WholeBatchMethod
 from outmodal.train.methods.discrepancy import discrepancy, probed
+from outmodal.train.methods.fusion_checks import look, require_samples
 from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.parts import ExportParts
 from outmodal.train.methods.terms import logged
@@ -60,6 +61,18 @@ class Align(WholeBatchMethod):
 
     def streams(self, stage: str) -> Sequence[StreamSpec]:
         return [stream(self.context, "paired", self.modalities)]
+
+    def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
+        """Before the first epoch, refuse training samples of which none is a pair."""
+        least = len(self.modalities) if self.contrast.together else 2
+
+        def see(spec: StreamSpec) -> None:
+            held = passes.infer("presence", spec)["presence"].bool()
+            require_samples(held, least, self.modalities)
+
+        if epoch == 0:
+            look(self.context, self.modalities, see)
+        return {}
 
     # --- one step ----------------------------------------------------------------------------
 
@@ -118,8 +131,12 @@ class Align(WholeBatchMethod):
         "embedding:MODALITY": {"embedding": e, "representation": r, "present"} of one modality.
         "embedding": unit vectors of all, as {"embedding:NAME", "present:NAME"}.
         "representation": r of all, as {"representation:NAME", "present:NAME"}.
+        "presence": [B, M] bool, which modalities the rows have.
         """
         kind, _, modality = what.partition(":")
+        if kind == "presence":
+            held = torch.stack([batch.valid & batch.present[m] for m in self.modalities], dim=1)
+            return {"presence": held}
         if kind not in ("embedding", "representation") or (modality and kind != "embedding"):
             raise ValueError(f"align gives embeddings and representations, not '{what}'")
         if modality:

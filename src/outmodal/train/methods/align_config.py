@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from outmodal.base import Config
 from outmodal.errors import UserError, nearest
 from outmodal.models.features import FeatureNorm
 from outmodal.models.heads import HeadConfig
 from outmodal.models.objectives import ClipConfig, ObjectiveConfig
 from outmodal.train.gather import ExchangeKind
 from outmodal.train.methods.base import Context
+from outmodal.train.methods.settings import MethodSettings
 
 if TYPE_CHECKING:
     from outmodal.train.methods.align import Align
 
 
-class AlignConfig(Config):
+class AlignConfig(MethodSettings):
     """Contrastive alignment of paired modalities.
 
     A modality is encoded by its learner. One without a learner that is a vector in the data set,

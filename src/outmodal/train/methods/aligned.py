@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from outmodal.base import Config
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.errors import UserError, nearest
 from outmodal.models.features import unit_norm
@@ -23,14 +22,14 @@ from outmodal.models.perceptors import PerceptorConfig
 from outmodal.models.prompts import class_prompts
 from outmodal.train import diagnostics
 from outmodal.train.methods.base import Context, Method, Passes, Stage, StepOutput
-from outmodal.train.methods.labelled import stream
+from outmodal.train.methods.labelled import check_classes, stream
 from outmodal.train.methods.parts import ExportParts
-from outmodal.train.methods.unlabelled import check_classes
+from outmodal.train.methods.settings import MethodSettings
 from outmodal.train.together import on_main
 from outmodal.train.zero_shot import OTHER_TEMPLATES
 
 
-class AlignedConfig(Config):
+class AlignedConfig(MethodSettings):
     """Zero-shot classification by prompts, without training.
 
     Attributes:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.data.transform import Transform
+from outmodal.errors import UserError
 from outmodal.models.learners import Learner
+from outmodal.train.methods.parts import ExportParts
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,20 @@ class Method(nn.Module, ABC):
         values of `what`."""
 
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch: one pass over the training split unless a method says otherwise."""
-        return len(self.context.labels[self.context.train_split]) // self.context.batch
+        """Steps in an epoch: one pass over the training split unless a method says otherwise.
+
+        Raises:
+            UserError: The split has less than one batch.
+        """
+        split, batch = self.context.train_split, self.context.batch
+        count = len(self.context.labels[split])
+        if count < batch:
+            raise UserError(
+                f"data.batch={batch} is more than the {count} samples of split '{split}', so an "
+                f"epoch has no step: set data.batch to {max(1, count)} or less, or use a larger "
+                "data set"
+            )
+        return count // batch
 
     def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
         """Refresh sets or targets; return scalars to log."""
@@ -161,6 +175,19 @@ class Method(nn.Module, ABC):
         "modality_gap/A-B" of modalities in one space (see `discrepancy`); {} where there are not
         two."""
         return {}
+
+    def export_parts(self, modality: str | None) -> ExportParts:
+        """The modules behind one modality's encoder, for `outmodal export`.
+
+        Args:
+            modality: Which; None where there is only one.
+
+        Raises:
+            UserError: There is no such encoder, or none is named and there are several.
+        """
+        raise UserError(
+            f"a run of {type(self).__name__} cannot be exported: its method has no export_parts"
+        )
 
     def suspects(self) -> str:
         """What made the last step's gradient not finite, as a clause for a message; "" where the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -20,6 +20,8 @@ from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.supervised import apply_linear
 from outmodal.train.methods.terms import weighted
 
+PLAIN = "plain"
+
 
 class Concat(Fusion):
     """min mean CE(W [r^1, .., r^M] + b, y); subclasses add to it.
@@ -31,9 +33,6 @@ class Concat(Fusion):
     def __init__(self, context: Context, config: FusionConfig) -> None:
         super().__init__(context, config)
         self.joint = linear_classifier(sum(self.dims.values()), len(context.classes))
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("train", self.context.epochs)]
 
     def fused(self, r: Mapping[str, Tensor]) -> Tensor:
         return apply_linear(self.joint, torch.cat([r[m].float() for m in self.modalities], dim=1))
@@ -127,3 +126,10 @@ class ScoreBoard:
     def clear(self) -> None:
         """Begin another step."""
         self._sums = None
+
+
+def windowed(name: str, epochs: int, begin: int, end: int) -> list[Stage]:
+    """Stages of a run: `name` from epoch `begin` and before `end`, "plain" in the others."""
+    first, last = min(begin, epochs), min(max(begin, end), epochs)
+    parts = [Stage(PLAIN, first), Stage(name, last - first), Stage(PLAIN, epochs - last)]
+    return [stage for stage in parts if stage.epochs]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from outmodal.data.batch import Batch, StreamSpec
+from outmodal.errors import UserError
 from outmodal.train import gather
 from outmodal.train.methods.base import Passes, Stage, StepOutput
 from outmodal.train.methods.cox_base import CoxBase
@@ -128,6 +129,8 @@ class Cox(CoxBase):
 
         Warm-up epochs do the same for the log alone.
         """
+        if epoch == 0:
+            self._check_pairs(passes)
         survey = self.survey(passes)
         self.judges = self.refitted(survey, passes, epoch)
         verdict = judge_all(self.judges, survey.z, survey.own)
@@ -142,6 +145,21 @@ class Cox(CoxBase):
             self.roles = roles
             self.anchor_mean.start(survey.logits[self._guides(survey)].softmax(dim=1))
         return logs
+
+    def _check_pairs(self, passes: Passes) -> None:
+        """Raise UserError where a connection has no pair to learn from."""
+        if not self.config.lambda_recon:
+            return
+        rows = self.supervision.labelled
+        own = passes.infer("z", stream(self.context, "pairs", (self.unknown,), rows))
+        known = passes.infer("known", stream(self.context, "pairs_known", self.known, rows))
+        for m in self.known:
+            if not bool((own["present"].bool() & known[f"present:{m}"].bool()).any()):
+                raise UserError(
+                    f"none of the {len(rows)} labelled training samples has both '{self.unknown}' "
+                    f"and '{m}', so nothing connects them: raise method.label_fraction, leave it "
+                    "out of method.known, or set method.setting unsup, which needs no pairs"
+                )
 
     def _shown(self) -> Tensor:
         """[N] bool: the samples that show their label."""

@@ -26,6 +26,7 @@ from outmodal.train.methods.cox_report import (
     Survey,
     by_agreement,
     finite,
+    instance_recall,
     stack_judges,
     unstack_judges,
 )
@@ -113,12 +114,13 @@ class CoxBase(Connected):
         they are separate, and the second never sees the first's samples as pairs."""
         out = passes.infer("z", stream(self.context, "survey", (self.unknown,)))
         known = passes.infer("mapped", self.known_stream("survey_known"))
+        judged = "mapped" if self.choices.heads_on == "mapped" else "known"
         return Survey(
             z=out["z"],
             logits=out["logits"],
             present=out["present"].bool(),
             mapped={m: known[f"mapped:{m}"] for m in self.known},
-            judged={m: known[f"judged:{m}"] for m in self.known},
+            judged={m: known[f"{judged}:{m}"] for m in self.known},
             known_present={m: known[f"present:{m}"].bool() for m in self.known},
         )
 
@@ -157,19 +159,30 @@ class CoxBase(Connected):
     # --- measuring ---------------------------------------------------------------------------
 
     def evaluate(self, passes: Passes) -> dict[str, float]:
-        """Top-k of h_O, and Figure 6 on the evaluation split: now, and "before/" exploration."""
+        """On the evaluation split: top-k of h_O (class-level R@k, from the unknown modality alone),
+        "A_to_B/r1_instance" and so on (whether z finds its own sample among the mapped features of
+        a known modality), and Figure 6: now, and "before/" exploration."""
         out = passes.infer("z", self.evaluation())
         before = {f"before/{name}": value for name, value in finite(self.before).items()}
-        return self.score(out) | finite(self._held_out(out)) | before
+        found = self.score(out) | finite(self._held_out(out)) | before
+        mapped = passes.infer("mapped", self._evaluation_of_known())
+        for m in self.known:
+            both = out["present"].bool() & mapped[f"present:{m}"].bool()
+            places = instance_recall(out["z"][both], mapped[f"mapped:{m}"][both])
+            found |= {f"{self.unknown}_to_{m}/{name}": value for name, value in places.items()}
+        return found
+
+    def _evaluation_of_known(self) -> StreamSpec:
+        """A pass over the known modalities of the evaluation split."""
+        context = self.context
+        return StreamSpec("evaluate_known", context.eval_split, self.known, context.batch)
 
     def diagnose(self, passes: Passes) -> dict[str, float]:
         """Figure 5 on the evaluation split: how far each mapped modality lies from z, and how well
         its head, as refitted at the last refresh, tells the classes of z."""
         some = probed(self.context)
         out = passes.infer("z", replace(self.evaluation(), name="diagnose", select=some))
-        known = StreamSpec(
-            "diagnose_known", self.context.eval_split, self.known, self.context.batch, some
-        )
+        known = replace(self._evaluation_of_known(), name="diagnose_known", select=some)
         mapped = passes.infer("mapped", known)
         z, rows = out["z"], out["present"].bool()
         found: dict[str, float] = {}

@@ -27,6 +27,7 @@ HeadsOn = Literal["mapped", "raw"]
 Anchors = Literal["labelled_agreement", "labelled", "agreement"]
 Explore = Literal["mean_posterior", "all_pairs", "knn"]
 Refresh = Literal["epoch", "batch"]
+OomInit = Literal["scratch", "perceptor_partial", "perceptor"]
 Reduction = Literal["mean", "sum"]
 
 
@@ -103,8 +104,9 @@ class CoxConfig(LabelledConfig):
         fidelity: Which reading fills the keys that are None.
         known: Modalities of the data set whose frozen features guide the learner, each a vector
             (K of them, C15); () is every vector modality of the data set.
-        known_fraction: Share of the labelled samples whose known features are there at all, drawn
-            evenly over the classes: 1 but in the sweep of how much in-modal data there is.
+        known_fraction: Share of the samples with a label whose known features are there beside
+            those of the labelled pairs, drawn evenly over the classes (a larger share holds a
+            smaller one, and the pairs): 1 but in the sweep of how much in-modal data there is.
         vib_hidden, vib_latent: Sizes of each connection, a variational bottleneck (C3: v is its
             output, in the space of z).
         vib_kl_weight: Weight of KL(w || N(0, I)); neither paper nor code has the term.
@@ -154,10 +156,11 @@ class CoxConfig(LabelledConfig):
         im_paired: C10, unsup. The known modalities are paired with one another: one sample i for
             all of them. False: the nearest in each, where their labels agree.
         dist_agg: Distance over the known modalities: mean_norm as printed, rms of concatenations.
-        oom_init: C17. scratch, or perceptor_partial (code): the weights of `oom_weights`, of which
-            linear layers and layer norms start anew. What stays may have seen labels or pairs: such
-            a run shows the leak, and is no unsupervised result.
-        oom_weights: Folder of an export of the same learner, for perceptor_partial.
+        oom_init: C17. scratch; or perceptor_partial (code): the weights of `oom_weights`, of which
+            linear layers (but for those into attention) and layer norms start anew; or perceptor:
+            all of them, with the projection. What stays may have seen labels or pairs: such a run
+            shows the leak, and is no unsupervised result.
+        oom_weights: Folder of an export of the same learner, for perceptor_partial and perceptor.
     """
 
     name: Literal["cox"] = "cox"
@@ -195,7 +198,7 @@ class CoxConfig(LabelledConfig):
     centroid_min: int = Field(default=5, ge=1)
     im_paired: bool = True
     dist_agg: Aggregate = "mean_norm"
-    oom_init: Literal["scratch", "perceptor_partial"] = "scratch"
+    oom_init: OomInit = "scratch"
     oom_weights: str | None = None
 
     def choices(self) -> CoxChoices:

@@ -56,8 +56,8 @@ class Connected(Supervised):
                 f"{self.dim} and {', '.join(f'{m} has {context.dims[m]}' for m in known)}: set "
                 "method.dim to that size, or method.heads_on mapped"
             )
-        behind = [self.projection, self.classifier]
-        initialise(self.learner, behind, config.oom_init, config.oom_weights, context.seed)
+        start = config.oom_init, config.oom_weights, context.seed
+        initialise(self.learner, self.projection, self.classifier, *start)
         self.known_rows = known_rows(context, config.known_fraction)
         self.connections = nn.ModuleList(VIB(d, self.dim, config.connection) for d in sizes)
         classes = len(context.classes)
@@ -117,22 +117,21 @@ class Connected(Supervised):
 
     def infer(self, what: str, batch: Batch) -> dict[str, Tensor]:
         """Beside the learner's outputs, "mapped" for all known modalities or "mapped:NAME" for one:
-        {"mapped:NAME": v_k, "judged:NAME": what h_k is trained on, "present:NAME"}; or "known":
+        {"mapped:NAME": v_k, "present:NAME"} and for raw heads "known:NAME": u_k; or "known":
         {"known:NAME": u_k, "present:NAME"}."""
         kind, _, chosen = what.partition(":")
         if kind not in ("mapped", "known"):
             return super().infer(what, batch)
         out: dict[str, Tensor] = {}
         for k, name, u in self._known_features(batch):
-            if kind == "known":
+            if kind == "mapped" and chosen not in ("", name):
+                continue
+            out[f"present:{name}"] = batch.valid & batch.present[name]
+            if kind == "known" or self.choices.heads_on == "raw":
                 out[f"known:{name}"] = u
-                out[f"present:{name}"] = batch.valid & batch.present[name]
-            elif chosen in ("", name):
+            if kind == "mapped":
                 noise = None if self.choices.vib_eval_mean else self._pass_noise(batch, k)
-                v = self._map(k, u, noise)
-                out[f"mapped:{name}"] = v
-                out[f"judged:{name}"] = v if self.choices.heads_on == "mapped" else u
-                out[f"present:{name}"] = batch.valid & batch.present[name]
+                out[f"mapped:{name}"] = self._map(k, u, noise)
         return out
 
     def centroid_terms(

@@ -4,9 +4,7 @@ and the data sets that it refuses."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +13,21 @@ from torch import nn
 
 from outmodal.errors import UserError, nearest
 from outmodal.models.export_folder import load_export
-from outmodal.models.heads import init_linear
+from outmodal.models.heads import ProjectionHead, init_linear
 from outmodal.models.learners import Learner
 from outmodal.train.methods.base import Context
-from outmodal.train.methods.cox_config import CoxConfig
+from outmodal.train.methods.cox_config import CoxConfig, OomInit
 from outmodal.train.selection import labelled_draw, mix_seeds
 
 log = logging.getLogger(__name__)
 
-_KNOWN_SALT = 0x1D  # keeps the draw of known samples apart from that of labelled ones
 _RENEWED_SALT = 0xA11  # keeps renewed layers apart from those that the seed gives a new model
+_INWARD = frozenset(
+    f"{name}{end}"
+    for name in ("query", "key", "value", "q", "k", "v", "qkv")
+    for end in ("", "_proj")
+)
+"""What transformers call the layers that project into attention."""
 
 
 def known_modalities(context: Context, config: CoxConfig) -> tuple[str, ...]:
@@ -69,8 +72,8 @@ def known_rows(context: Context, fraction: float) -> NDArray[np.int64] | None:
     if fraction == 1.0:
         return None
     labels = context.labels[context.train_split]
-    seed = mix_seeds(context.seed, _KNOWN_SALT)
-    return labelled_draw(labels, fraction, seed, context.classes)
+    # by the very seed of the labelled draw: a share that is no smaller holds the labelled pairs
+    return labelled_draw(labels, fraction, context.seed, context.classes)
 
 
 def anchor_count(fraction: float, samples: int) -> int:
@@ -90,60 +93,97 @@ def anchor_count(fraction: float, samples: int) -> int:
 
 def initialise(
     learner: Learner,
-    behind: Sequence[nn.Module],
-    how: Literal["scratch", "perceptor_partial"],
+    projection: ProjectionHead,
+    classifier: nn.Linear,
+    how: OomInit,
     weights: str | None,
     seed: int,
 ) -> None:
-    """Start the learner (C17): as it is, or from an export whose linear layers and layer norms are
-    drawn anew, as the released code does with the perceptor's tower.
+    """Start the learner (C17): as it is, or from an export. With "perceptor_partial" linear layers
+    and layer norms are drawn anew, as the released code does with the perceptor's tower: what
+    projects into attention stays, as there it is no such layer. "perceptor" keeps everything, and
+    the export's projection.
 
     Args:
         learner: The learner with new weights.
-        behind: Modules behind it, drawn anew too. The run that made the export may have had the
-            same seed, and then began with the very layers that this run has: what the export kept
-            would fit them, and its labels would leak.
+        projection, classifier: What is behind it, drawn anew too where it is not kept. The run that
+            made the export may have had the same seed, and then began with the very layers that
+            this run has: what the export kept would fit them, and its labels would leak.
         how, weights: `oom_init` and `oom_weights`.
         seed: Of the run.
 
     Raises:
-        UserError: No folder, or an export of another learner.
+        UserError: No folder, or an export of another learner or into another space.
     """
     if how == "scratch":
         if weights:
             raise UserError(
                 f"method.oom_weights is '{weights}' but method.oom_init is scratch: set it to "
-                "perceptor_partial, or leave oom_weights out"
+                "perceptor_partial or perceptor, or leave oom_weights out"
             )
         return
     if not weights:
         raise UserError(
-            "method.oom_init perceptor_partial needs method.oom_weights, the folder of an export "
-            "of the same learner (`outmodal export RUN --modality NAME --to FOLDER`)"
+            f"method.oom_init {how} needs method.oom_weights, the folder of an export of the same "
+            "learner (`outmodal export RUN --modality NAME --to FOLDER`)"
         )
-    _copy(learner, load_export(Path(weights).expanduser()).learner, weights)
+    export = load_export(Path(weights).expanduser())
+    _copy(learner, export.learner, weights)
+    renewed: list[nn.Parameter] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seeds(seed, _RENEWED_SALT))
-        renewed = {id(p): p for m in learner.modules() if _renew(m) for p in m.parameters(False)}
-        for module in (m for part in behind for m in part.modules()):
-            if isinstance(module, nn.Linear):
-                init_linear(module)
+        if how == "perceptor_partial":
+            renewed = _renewed(learner)
+            init_linear(_linear(projection))
+        init_linear(classifier)
+    if how == "perceptor":
+        _copy_projection(projection, export.head, weights)
     total = sum(p.numel() for p in learner.parameters())
-    kept = total - sum(p.numel() for p in renewed.values())
     log.warning(
-        "method.oom_init perceptor_partial: %d of the learner's %d weights are those of %s, which "
-        "may have seen labels or pairs: results show that leak, and are not unsupervised",
-        kept,
+        "method.oom_init %s: %d of the learner's %d weights%s are those of %s, which may have seen "
+        "labels or pairs: results show that leak, and are not unsupervised",
+        how,
+        total - sum(p.numel() for p in renewed),
         total,
+        " and its projection" if how == "perceptor" else "",
         weights,
     )
 
 
-def _renew(module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear | nn.LayerNorm):
-        module.reset_parameters()
-        return True
-    return False
+def _renewed(learner: Learner) -> list[nn.Parameter]:
+    """Draw linear layers and layer norms anew, but for what projects into attention; returns their
+    parameters, each once."""
+    found: dict[int, nn.Parameter] = {}
+    for name, module in learner.named_modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm) and name.split(".")[-1] not in _INWARD:
+            module.reset_parameters()
+            found |= {id(p): p for p in module.parameters(recurse=False)}
+    return list(found.values())
+
+
+def _linear(projection: ProjectionHead) -> nn.Linear:
+    layer = projection.layers[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _copy_projection(own: ProjectionHead, other: ProjectionHead | None, folder: str) -> None:
+    if other is None:
+        raise UserError(
+            f"method.oom_weights {folder} has no projection to keep: export a run of method align, "
+            "or set method.oom_init perceptor_partial"
+        )
+    if other.kind != own.kind:
+        raise UserError(
+            f"method.oom_weights {folder}: its projection is '{other.kind}', and the learner has a "
+            f"{own.kind} one: train the export with method.head.kind {own.kind}"
+        )
+    if other.dim != own.dim:
+        raise UserError(
+            f"method.oom_weights {folder} projects to {other.dim} numbers, and z has {own.dim}: "
+            f"set method.dim {other.dim}, and name known features of its space in method.known"
+        )
+    own.load_state_dict(other.state_dict())
 
 
 def _copy(learner: Learner, source: Learner, folder: str) -> None:

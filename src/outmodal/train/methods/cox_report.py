@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outmodal.models.features import unit_norm
 from outmodal.train import diagnostics
 from outmodal.train.methods.base import Context
 from outmodal.train.methods.cox_sets import AGREE, DISAGREE, NO_ROLE, Judge, Verdict
+from outmodal.train.retrieval import recall
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,13 @@ def describe(
         logs[f"mmd/{name}"] = diagnostics.mmd(v, z, limit=MMD_SAMPLES, seed=context.seed)
         logs[f"modality_gap/{name}"] = diagnostics.modality_gap(v, z)
     return finite(logs)
+
+
+def instance_recall(z: Tensor, mapped: Tensor) -> dict[str, float]:
+    """How well z [N, d] finds the mapped feature [N, d] of its own sample among all of them, by
+    cosine: "r1_instance", "r5_instance", "map_instance"; empty where N is 0. Collective."""
+    nobody = torch.full((len(z),), -1)  # no classes: what is asked for is the sample itself
+    return recall(unit_norm(z), unit_norm(mapped), nobody, ks=(1, 5))
 
 
 def finite(logs: Mapping[str, float]) -> dict[str, float]:

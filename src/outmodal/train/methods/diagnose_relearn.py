@@ -21,7 +21,7 @@ from outmodal.train.methods.base import Context, Passes
 from outmodal.train.methods.concat import Concat
 from outmodal.train.methods.fusion import FusionConfig
 from outmodal.train.methods.labelled import stream
-from outmodal.train.methods.pmr import stratified
+from outmodal.train.selection import stratified
 
 
 class DiagnoseRelearnConfig(FusionConfig):
@@ -33,7 +33,7 @@ class DiagnoseRelearnConfig(FusionConfig):
         strength: Factor s in alpha_m = tanh(s * |purity in training - purity held out|).
         validation: Split of the data set that is held out, not the one that the run is judged on.
         holdout: Share of each class's training samples to hold out instead, where the data set has
-            no such split; 0 takes the split.
+            no such split: at least one, and never a class's last one; 0 takes the split.
     """
 
     name: Literal["diagnose_relearn"] = "diagnose_relearn"
@@ -62,7 +62,13 @@ class DiagnoseRelearn(Concat):
         self._held_out: NDArray[np.int64] | None = None
         if config.holdout:
             labels = context.labels[context.train_split]
-            self._held_out = stratified(labels, config.holdout, context.seed)
+            self._held_out = stratified(labels, config.holdout, context.seed, leave=1)
+            if not len(self._held_out):
+                raise UserError(
+                    f"method.holdout {config.holdout} holds nothing out, as no class has two "
+                    f"labelled samples in split '{context.train_split}': add samples, or name a "
+                    "validation split in method.validation and leave method.holdout out"
+                )
             self._trained = np.setdiff1d(np.arange(len(labels)), self._held_out)
         self.initial = {
             f"{i}/{name}": p.detach().float().cpu().clone()

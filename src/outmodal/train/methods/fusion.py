@@ -12,27 +12,27 @@ of Missing Modalities?", 2023, Table 1).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from outmodal.base import Config
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.errors import UserError, nearest
 from outmodal.models.learners import Learner
 from outmodal.train import diagnostics, gather
-from outmodal.train.methods.base import Context, Method, Passes
+from outmodal.train.methods.base import Context, Method, Passes, Stage
 from outmodal.train.methods.fusion_checks import (
     fused_modalities,
+    look,
     require_classes,
     require_samples,
-    spread,
 )
 from outmodal.train.methods.labelled import stream
 from outmodal.train.methods.parts import ExportParts
+from outmodal.train.methods.settings import MethodSettings
 from outmodal.train.methods.supervised import cross_entropy_rows
 
 FUSED = "fused"
@@ -41,7 +41,7 @@ FUSED = "fused"
 Substitute = Literal["normalized", "raw"]
 
 
-class FusionConfig(Config):
+class FusionConfig(MethodSettings):
     """Keys of every method that classifies several modalities together.
 
     Attributes:
@@ -61,8 +61,8 @@ class FusionConfig(Config):
 class Fusion(Method):
     """Base of the methods that classify several modalities together.
 
-    A subclass gives `stages`, `forward` and `fused`; `alone` and `classifier` where it has heads
-    for single modalities.
+    A subclass gives `forward` and `fused`; `stages` where it has several; `alone` and `classifier`
+    where it has heads for single modalities.
 
     Attributes:
         least: Fewest modalities that the method makes sense with.
@@ -115,6 +115,9 @@ class Fusion(Method):
 
     # --- inputs and representations ----------------------------------------------------------
 
+    def stages(self) -> Sequence[Stage]:
+        return [Stage("train", self.context.epochs)]
+
     def streams(self, stage: str) -> list[StreamSpec]:
         return [stream(self.context, FUSED, self.modalities)]
 
@@ -122,7 +125,8 @@ class Fusion(Method):
         """The input without information, [1, ...], of the type and on the device of `like`."""
         if modality not in self._blanks:
             transform = self.context.inputs.get(modality)
-            x = torch.zeros_like(like[0]) if transform is None else self._blank(modality)
+            zeros = like.new_zeros(like.shape[1:])  # of a batch without rows too
+            x = zeros if transform is None else self._blank(modality)
             self._blanks[modality] = x[None]
         held = self._blanks[modality]
         if held.device != like.device or held.dtype != like.dtype:
@@ -203,12 +207,13 @@ class Fusion(Method):
 
     def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
         """Before the first epoch, refuse training samples that cannot be learned from."""
-        if epoch == 0:
-            context = self.context
-            some = spread(len(context.labels[context.train_split]))
-            spec = StreamSpec("look", context.train_split, self.modalities, context.batch, some)
+
+        def see(spec: StreamSpec) -> None:
             out = passes.infer("presence", spec)
             self.check_samples(out["presence"].bool(), out["answered"].bool())
+
+        if epoch == 0:
+            look(self.context, self.modalities, see)
         return {}
 
     def check_samples(self, presence: Tensor, answered: Tensor) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from outmodal.data.batch import StreamSpec
 from outmodal.errors import UserError, nearest
 from outmodal.train.methods.base import Context
+from outmodal.train.methods.labelled import check_classes
 
 LOOKED_AT = 256
-"""Training samples that a look before training reads."""
+"""Training samples that a look before training reads, unless it finds something wrong."""
 
 
 def fused_modalities(
@@ -55,11 +58,7 @@ def fused_modalities(
 def require_classes(context: Context) -> None:
     """Raise UserError unless each of two or more classes has a labelled training sample."""
     labels, split = context.labels[context.train_split], context.train_split
-    if len(context.classes) < 2:
-        raise UserError(
-            f"the data set names {len(context.classes)} class(es), so there is nothing to tell "
-            "apart: classification needs two or more"
-        )
+    check_classes(context)
     counts = np.bincount(labels[labels >= 0], minlength=len(context.classes))
     if not counts.any():
         raise UserError(
@@ -80,13 +79,26 @@ def spread(count: int) -> NDArray[np.int64]:
     return np.arange(kept, dtype=np.int64) * count // max(1, kept)
 
 
+def look(context: Context, modalities: tuple[str, ...], see: Callable[[StreamSpec], None]) -> None:
+    """Let `see` look at a few training samples, and at all of them where it refuses the few."""
+    count = len(context.labels[context.train_split])
+    spec = StreamSpec("look", context.train_split, modalities, context.batch, spread(count))
+    try:
+        see(spec)
+    except UserError:
+        if count <= LOOKED_AT:
+            raise
+        see(replace(spec, select=None))
+
+
 def require_samples(presence: Tensor, least: int, modalities: Sequence[str]) -> None:
     """Raise UserError where none of the samples, [n, M] bool, has so many of the modalities."""
     if bool((presence.sum(dim=1) >= least).any()):
         return
     wanted = "all" if least == len(modalities) and least > 2 else str(least)
     raise UserError(
-        f"none of {len(presence)} samples spread over the training split has {wanted} of "
+        f"none of the {len(presence)} training samples has {wanted} of "
         f"{', '.join(modalities)}, and this learns from samples that pair modalities: use a paired "
-        "data set, method ume_mma without complete_epochs, or method erm for one modality"
+        "data set, or a method that needs no pairs: ume_mma without complete_epochs, cox with "
+        "setting unsup, erm for one modality"
     )

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from outmodal.base import Config
 from outmodal.data.batch import StreamSpec
+from outmodal.data.mixing import Mixing, MixingConfig
 from outmodal.errors import UserError, nearest
 from outmodal.models.features import FeatureNorm
 from outmodal.models.learners import Learner
 from outmodal.train.methods.base import Context
+from outmodal.train.methods.settings import MethodSettings
 from outmodal.train.selection import labelled_draw
 
 LabelDraw = Literal["balanced", "uniform"]
 
 
-class LabelledConfig(Config):
+class LabelledConfig(MethodSettings):
     """Keys of every method that learns one modality from few labels.
 
     Attributes:
@@ -66,6 +68,16 @@ class Supervision:
         self.unlabelled: NDArray[np.int64] = np.flatnonzero(hidden)
 
 
+def check_classes(context: Context) -> None:
+    """Raise UserError where there is nothing to tell apart."""
+    if len(context.classes) < 2:
+        named = f" ('{context.classes[0]}')" if context.classes else ""
+        raise UserError(
+            f"the data set has {len(context.classes)} class{named}, and a classifier needs two at "
+            "least: add samples of another class, or name the classes in its manifest"
+        )
+
+
 def stream(
     context: Context,
     name: str,
@@ -74,6 +86,11 @@ def stream(
 ) -> StreamSpec:
     """A stream over the training split with the run's global batch."""
     return StreamSpec(name, context.train_split, modalities, context.batch, select)
+
+
+def mixed_stream(spec: StreamSpec, mixing: MixingConfig | None, *names: str) -> StreamSpec:
+    """The stream with `names` of its neighbouring samples blended, where `mixing` is given."""
+    return spec if mixing is None else replace(spec, mixing=Mixing(mixing, names))
 
 
 def find_learner(context: Context, modality: str, key: str) -> Learner:

@@ -6,7 +6,7 @@ form that UME-MMA compares with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from outmodal.data.batch import Batch
 from outmodal.train import gather
 from outmodal.train.masks import DropConfig
-from outmodal.train.methods.base import Context, Stage, StepOutput
+from outmodal.train.methods.base import Context, StepOutput
 from outmodal.train.methods.dropping import Dropping
 from outmodal.train.methods.fusion import FUSED
 from outmodal.train.methods.late import LateConfig
@@ -42,9 +42,6 @@ class MissingDetection(Dropping):
 
     def __init__(self, context: Context, config: MissingDetectionConfig) -> None:
         super().__init__(context, config, config.drops(), extra=1)
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("train", self.context.epochs)]
 
     def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
         batch = batches[FUSED]

@@ -73,6 +73,8 @@ class MmPareto(Concat):
         """Add the gradient of the joint loss by the encoders to that of the step."""
         names = [name for m in self.modalities for name in self.encoder_names(m)]
         params = [self.get_parameter(name) for name in names]
+        if not params:  # of vectors alone
+            return
         found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
         for name, p, g in zip(names, params, found, strict=True):
             held = torch.zeros_like(p, dtype=torch.float32) if g is None else g.float()

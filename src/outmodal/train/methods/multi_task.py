@@ -6,7 +6,7 @@ that UME-MMA compares with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from torch import nn
 
 from outmodal.data.batch import Batch
 from outmodal.models.heads import linear_classifier
-from outmodal.train.methods.base import Context, Stage, StepOutput
+from outmodal.train.methods.base import Context, StepOutput
 from outmodal.train.methods.fusion import FUSED
 from outmodal.train.methods.late import AnswerConfig, LateFusion
 from outmodal.train.methods.supervised import apply_linear
@@ -48,9 +48,6 @@ class MultiTask(LateFusion):
         self.auxiliary = nn.ModuleList(
             linear_classifier(self.dims[m], len(context.classes)) for m in self.modalities
         )
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("train", self.context.epochs)]
 
     def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
         batch = batches[FUSED]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from outmodal.data.batch import Batch
-from outmodal.train.methods.base import Context, Stage, StepOutput
+from outmodal.train.methods.base import Context, StepOutput
 from outmodal.train.methods.fusion import FUSED
 from outmodal.train.methods.late import AnswerConfig, LateFusion
 from outmodal.train.methods.terms import weighted
@@ -27,9 +27,6 @@ class Naive(LateFusion):
 
     def __init__(self, context: Context, config: NaiveConfig) -> None:
         super().__init__(context, config, answer=config.answer)
-
-    def stages(self) -> Sequence[Stage]:
-        return [Stage("train", self.context.epochs)]
 
     def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
         batch = batches[FUSED]

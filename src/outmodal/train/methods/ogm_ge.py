@@ -18,11 +18,11 @@ from torch.nn.modules.conv import _ConvNd
 from outmodal.data.batch import Batch
 from outmodal.train import gather
 from outmodal.train.methods.base import Context, Stage, StepOutput
-from outmodal.train.methods.concat import Concat, ScoreBoard
+from outmodal.train.methods.concat import Concat, ScoreBoard, windowed
 from outmodal.train.methods.fusion import FUSED, FusionConfig
 from outmodal.train.methods.terms import logged
 
-MODULATED, PLAIN = "modulated", "plain"
+MODULATED = "modulated"
 
 
 class OgmGeConfig(FusionConfig):
@@ -59,7 +59,7 @@ class OgmGe(Concat):
         self.board = ScoreBoard()
 
     def stages(self) -> Sequence[Stage]:
-        return modulated_stages(self.context.epochs, self.keys.begin, self.keys.end)
+        return windowed(MODULATED, self.context.epochs, self.keys.begin, self.keys.end)
 
     def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
         batch = batches[FUSED]
@@ -114,10 +114,3 @@ class OgmGe(Concat):
 def coefficients(ratios: Tensor, alpha: float) -> Tensor:
     """Factors on the gradients of the modalities: ratios [M] -> [M] (equation 10)."""
     return torch.where(ratios > 1, 1 - torch.tanh(alpha * ratios), torch.ones_like(ratios))
-
-
-def modulated_stages(epochs: int, begin: int, end: int) -> list[Stage]:
-    """`modulated` in the epochs from `begin` and before `end` of a run, `plain` in the others."""
-    first, last = min(begin, epochs), min(max(begin, end), epochs)
-    parts = [Stage(PLAIN, first), Stage(MODULATED, last - first), Stage(PLAIN, epochs - last)]
-    return [stage for stage in parts if stage.epochs]

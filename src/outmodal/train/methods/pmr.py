@@ -11,20 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from outmodal.data.batch import Batch
 from outmodal.train import gather
 from outmodal.train.methods.base import Context, Passes, Stage, StepOutput
-from outmodal.train.methods.concat import Concat, ScoreBoard
+from outmodal.train.methods.concat import Concat, ScoreBoard, windowed
 from outmodal.train.methods.fusion import FUSED, FusionConfig
 from outmodal.train.methods.terms import weighted
+from outmodal.train.selection import stratified
 
-REBALANCED, PLAIN = "rebalanced", "plain"
+REBALANCED = "rebalanced"
 
 
 class PmrConfig(FusionConfig):
@@ -65,10 +64,7 @@ class Pmr(Concat):
         }
 
     def stages(self) -> Sequence[Stage]:
-        epochs = self.context.epochs
-        first = min(self.keys.end, epochs)
-        parts = [Stage(REBALANCED, first), Stage(PLAIN, epochs - first)]
-        return [stage for stage in parts if stage.epochs]
+        return windowed(REBALANCED, self.context.epochs, 0, self.keys.end)
 
     def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
         """Refresh the prototypes from a fixed draw of training samples."""
@@ -133,14 +129,3 @@ def blend(before: Tensor, new: Tensor, momentum: float, device: torch.device) ->
     before, new = before.to(device), new.to(device)
     mixed = momentum * before + (1 - momentum) * new
     return torch.where(new.isnan(), before, torch.where(before.isnan(), new, mixed))
-
-
-def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
-    """Sorted indices of a seeded draw of this share of each class, at least one of each."""
-    rng = np.random.default_rng([seed, len(labels)])
-    order = rng.permutation(len(labels))
-    parts = []
-    for c in np.unique(labels[labels >= 0]):
-        mine = order[labels[order] == c]
-        parts.append(mine[: max(1, round(fraction * len(mine)))])
-    return np.sort(np.concatenate(parts))

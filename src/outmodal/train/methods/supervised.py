@@ -23,6 +23,7 @@ from outmodal.train.methods.labelled import (
     LabelDraw,
     LabelledConfig,
     Supervision,
+    check_classes,
     feature_size,
     find_learner,
 )
@@ -51,6 +52,7 @@ class Supervised(Method):
         fraction: float | None = None,
     ) -> None:
         super().__init__(context)
+        check_classes(context)
         self.unknown = config.unknown
         self.norm: FeatureNorm = norm
         self.learner = find_learner(context, config.unknown, "method.unknown")
@@ -84,10 +86,10 @@ class Supervised(Method):
         """[B] bool: rows that are real and hold the unknown modality."""
         return batch.valid & batch.present[self.unknown]
 
-    def supervised_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+    def supervised_loss(self, batch: Batch, logits: Tensor, smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over the labelled rows of the global batch (L2)."""
         rows = self.usable(batch) & (batch.label >= 0)
-        return gather.masked_mean(cross_entropy_rows(logits, batch.label), rows)
+        return gather.masked_mean(label_rows(logits, batch, smoothing), rows)
 
     def infer(self, what: str, batch: Batch) -> dict[str, Tensor]:
         """Outputs of a pass: "logits", "embedding" (e = g(r) before the norm, and "representation"
@@ -143,6 +145,18 @@ class Baseline(Supervised):
         super().__init__(context, config, norm=config.feat_norm, label_draw=config.label_draw)
 
 
-def cross_entropy_rows(logits: Tensor, label: Tensor) -> Tensor:
+def cross_entropy_rows(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """[B] cross-entropies in fp32; rows without a label (-1) are 0 and must be masked out."""
-    return F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="none")
+    return F.cross_entropy(
+        logits.float(), label, ignore_index=-1, reduction="none", label_smoothing=smoothing
+    )
+
+
+def label_rows(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """`cross_entropy_rows` of a batch; where rows were mixed, with the labels' shares."""
+    own = cross_entropy_rows(logits, batch.label, smoothing)
+    if batch.mixed is None:
+        return own
+    other = cross_entropy_rows(logits, batch.mixed.label, smoothing)
+    share = batch.mixed.share
+    return share * own + (1.0 - share) * other

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.models.features import unit_norm
@@ -22,9 +22,9 @@ from outmodal.models.heads import Kind, linear_classifier
 from outmodal.train import gather
 from outmodal.train.methods import synergy_report
 from outmodal.train.methods.base import Context, Passes, Stage, StepOutput
-from outmodal.train.methods.labelled import stream
+from outmodal.train.methods.labelled import mixed_stream, stream
 from outmodal.train.methods.parts import ExportParts
-from outmodal.train.methods.supervised import Supervised
+from outmodal.train.methods.supervised import Supervised, label_rows
 from outmodal.train.methods.synergy_config import LatentLoss, Reduction, SynergyConfig
 from outmodal.train.methods.synergy_targets import MAIN, make_targets
 from outmodal.train.methods.terms import weighted
@@ -54,23 +54,24 @@ class Synergy(Supervised):
         return [Stage("train", self.context.epochs)]
 
     def streams(self, stage: str) -> Sequence[StreamSpec]:
-        if not self.settings.alpha:
-            return [stream(self.context, MAIN, (self.unknown,), self._chosen())]
-        names = (self.unknown, *self.targets.beside)
+        helped = self.settings.alpha > 0
+        names = (self.unknown, *self.targets.beside) if helped else (self.unknown,)
         own = stream(self.context, MAIN, names, self._chosen())
-        return [own, *self.targets.streams()]
+        own = mixed_stream(own, self.settings.mixing, self.unknown)
+        return [own, *self.targets.streams()] if helped else [own]
 
     def on_epoch_start(self, epoch: int, stage: str, passes: Passes) -> dict[str, float]:
         """Before the first epoch: does the training split hold what the targets are made of?"""
         if epoch or not self.settings.alpha or not self.targets.guide:
             return {}
-        return synergy_report.guide_share(self.context, self.targets.guide, passes)
+        paired = self.unknown if self.targets.beside else ""
+        return synergy_report.guide_share(self.context, self.targets.guide, passes, paired)
 
     def forward(self, batches: Mapping[str, Batch], stage: str, step: int) -> StepOutput:
         batch = batches[MAIN]
         z, logits = self.latents(batch.x[self.unknown])
         usable = self.usable(batch)
-        losses = self._cross_entropy(logits, batch.label)
+        losses = label_rows(logits, batch, self.settings.smoothing)
         terms = {"supervised": gather.masked_mean(losses, usable & (batch.label >= 0))}
         alpha = self.settings.alpha
         if not alpha:
@@ -99,12 +100,14 @@ class Synergy(Supervised):
         """See `Supervised.infer`; with `latent_map` side the embedding is the representation.
 
         Also "latents": z, and where there is a `guide` "own" [B, d], the samples' own features of
-        it, with "own_present" [B]; and "guide": "present" [B] of the guide alone.
+        it, with "own_present" [B]; and "guide": "present" [B] of the guide alone, "paired" [B]
+        of all that the batch holds.
         """
         guide = self.targets.guide
         kind, _, modality = what.partition(":")
         if kind == "guide":
-            return {"present": batch.valid & batch.present[guide]}
+            held = torch.stack([batch.valid, *batch.present.values()])
+            return {"present": batch.valid & batch.present[guide], "paired": held.all(dim=0)}
         if kind == "embedding" and self.side:
             found = super().infer(what, batch)
             return {**found, "embedding": found["representation"]}
@@ -140,15 +143,6 @@ class Synergy(Supervised):
     def _chosen(self) -> NDArray[np.int64] | None:
         whole = len(self.supervision.labelled) == len(self.supervision.labels)
         return None if whole else self.supervision.labelled
-
-    def _cross_entropy(self, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits,
-            label,
-            ignore_index=-1,
-            reduction="none",
-            label_smoothing=self.settings.smoothing,
-        )
 
 
 def latent_rows(z: Tensor, target: Tensor, loss: LatentLoss, reduction: Reduction) -> Tensor:

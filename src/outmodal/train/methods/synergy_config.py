@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
+from outmodal.data.mixing import MixingConfig
 from outmodal.models.features import FeatureNorm
 from outmodal.models.perceptors import (
     ExportedPerceptor,
@@ -63,6 +64,8 @@ class SynergyConfig(LabelledConfig):
             (length sqrt(d)). None: none for sentences, l2_sqrtd for features of `guide`, which
             are stored as unit vectors.
         smoothing: Label smoothing of the classification term.
+        mixing: MixUp and CutMix of neighbouring samples: `mixup`, `cutmix`, `p`, `switch`. A
+            mixed sample keeps its own target.
     """
 
     name: Literal["synergy"] = "synergy"
@@ -80,6 +83,7 @@ class SynergyConfig(LabelledConfig):
     guide: str = ""
     target_norm: FeatureNorm | None = None
     smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    mixing: MixingConfig | None = None
     _kept: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -135,12 +139,15 @@ class SynergyConfig(LabelledConfig):
         return changed
 
     def imagined(self, classes: int) -> SynergyConfig:
-        """The configuration with a table of zeros in the place of what the helper would say, of
+        """The configuration with zeros, or noise, in the place of what the helper would say, of
         `dim` or 1,024 numbers a row, for estimates where neither data nor helper are at hand."""
-        if self.targets != "text" or self.level == 3:
+        if self.helper is None or self.reads_guide:
             return self
-        table = torch.zeros(1000 if self.level == 1 else classes, self.dim or 1024)
-        return self.restored({"targets.table": table})
+        dim = self.dim or 1024
+        if self.targets == "gaussian" and self.target_assign in (None, "per_step"):
+            return self.restored({"targets.noise": torch.tensor([dim, 1.0])})
+        many = self.targets == "text" and self.level == 1
+        return self.restored({"targets.table": torch.zeros(1000 if many else classes, dim)})
 
     def build(self, context: Context) -> Synergy:
         """Make the method for a run."""

@@ -43,21 +43,35 @@ class Latents:
     having: Tensor
 
 
-def guide_share(context: Context, guide: str, passes: Passes) -> dict[str, float]:
+def guide_share(context: Context, guide: str, passes: Passes, paired: str = "") -> dict[str, float]:
     """{"targets/share": share of the training samples that have the guide}, of 4,096 at most.
 
+    Args:
+        context: The run.
+        guide: Its name.
+        passes: To look at the samples.
+        paired: What else the same sample has to have; "" is nothing.
+
     Raises:
-        UserError: None of them has it.
+        UserError: None of them has it, or both.
     """
     count = len(context.labels[context.train_split])
     looked = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(np.int64))
-    spec = StreamSpec("guide_check", context.train_split, (guide,), context.batch, looked)
-    present = passes.infer("guide", spec)["present"].bool()
+    names = (guide, paired) if paired else (guide,)
+    spec = StreamSpec("guide_check", context.train_split, names, context.batch, looked)
+    found = passes.infer("guide", spec)
+    present = found["present"].bool()
     if not bool(present.any()):
         raise UserError(
             f"none of {len(looked)} samples of split '{context.train_split}' has '{guide}', whose "
             "features method.guide makes the targets: build the data set with it, or name another "
             "guide"
+        )
+    if paired and not bool(found["paired"].any()):
+        raise UserError(
+            f"none of {len(looked)} samples of split '{context.train_split}' pairs '{paired}' with "
+            f"'{guide}', and method.level 3 learns from such pairs: use a paired data set, or "
+            "method.targets samples, which needs no pairs"
         )
     return {"targets/share": float(present.double().mean())}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
+
+from torch import Tensor, nn
 
 from outmodal.errors import UserError
 from outmodal.train.methods.base import Context
@@ -36,3 +39,10 @@ class Unimodal(Concat):
                 f"method unimodal trains one modality, got {', '.join(self.modalities)}: name one "
                 "of them in method.modalities"
             )
+
+    def alone(self, r: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: self.fused({m: t}) for m, t in r.items()}
+
+    def classifier(self, modality: str) -> nn.Linear | None:
+        self.place(modality)
+        return self.joint

@@ -43,7 +43,6 @@ class Unlabelled(Supervised):
     """
 
     def __init__(self, context: Context, config: BaselineConfig) -> None:
-        check_classes(context)
         self.unsupervised = isinstance(config, UnlabelledConfig) and config.setting == "unsup"
         super().__init__(
             context,
@@ -105,16 +104,6 @@ class Unlabelled(Supervised):
 def present(batch: Batch) -> Tensor:
     """[B] bool: rows that hold every modality and view of the batch."""
     return torch.stack(list(batch.present.values())).all(dim=0)
-
-
-def check_classes(context: Context) -> None:
-    """Raise UserError where there is nothing to tell apart."""
-    if len(context.classes) < 2:
-        named = f" ('{context.classes[0]}')" if context.classes else ""
-        raise UserError(
-            f"the data set has {len(context.classes)} class{named}, and a classifier needs two at "
-            "least: add samples of another class, or name the classes in its manifest"
-        )
 
 
 def check_views(learner: Learner, method: str, *policies: Policy) -> None:
