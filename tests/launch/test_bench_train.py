@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+import torch
 
 from outmodal.errors import UserError
 from outmodal.launch.bench import train as module
+from outmodal.launch.bench.baton import Loop, run_in_turns
+from outmodal.launch.bench.steps import steps_table
 from outmodal.launch.cli import main
 from outmodal.launch.commands import bench
+from tests.data.tiny import make_tiny
 
 TINY = ["--width", "8", "--checkpoint_width", "8", "--batch", "16", "--steps", "8"]
 
@@ -72,3 +77,69 @@ def test_a_run_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_numbers_are_refused(options: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         bench.run(["train", *options])
+
+
+# --- a recipe beside a bare loop -------------------------------------------------------------
+
+SMALL = [
+    *("--recipe", "synergy-vit-b16", "--batch", "8", "--steps", "2", "--rounds", "2"),
+    *("--classes", "5", "--learners.0.size", "micro", "--learners.0.patch", "8"),
+    *("--learners.0.input.size", "16", "16", "--engine.precision", "fp32"),
+]
+
+
+def test_a_recipe_is_measured_beside_a_bare_loop_and_on_shards(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
+    more = ["--data", str(data.root), "--data.eval_split", "test", "--data.streams", "2"]
+    assert main(["bench", "train", *SMALL, *more, "--json"]) == 0
+    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert set(answer["runs"]) == {"bare", "plain", "recipe"}
+    assert all(rate > 0 for run in answer["runs"].values() for rate in run.values())
+    assert -1 < answer["overhead"] < 100
+    assert -1 < answer["synergy_overhead"] < 100
+    assert answer["mfu"] is None
+    assert answer["shards"]["images_per_s"] > 0
+    assert answer["environment"]["torch"] == torch.__version__
+    assert answer["settings"]["batch"] == 8
+    text = steps_table(answer)
+    for words in ("overhead over the bare loop", "synergy over plain", "of the synthetic rate"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optim.lr", "1"], "--optim.lr is a key of a recipe"),
+        (["--recipe", "synergy-vit-b16", "--what", "scaling"], "leave one of them out"),
+        (["--recipe", "synergy-vit"], "did you mean 'synergy-vit"),
+        (["--recipe", "fashion-clip"], "supervised training of one learner"),
+    ],
+)
+def test_bad_recipes_are_refused(options: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        bench.run(["train", *options])
+
+
+def test_turns_are_taken_and_a_failure_ends_all() -> None:
+    order: list[str] = []
+
+    def loop(name: str) -> Loop:
+        def run(before_step: Callable[[], None]) -> None:
+            while True:
+                before_step()
+                order.append(name)
+
+        return run
+
+    spent = run_in_turns({n: loop(n) for n in "ab"}, 2, 3, torch.device("cpu"))
+    assert "".join(order) == "aabb" * 3
+    assert {name: len(turns) for name, turns in spent.items()} == {"a": 3, "b": 3}
+
+    def broken(before_step: Callable[[], None]) -> None:
+        before_step()
+        raise UserError("it broke")
+
+    with pytest.raises(UserError, match="it broke"):
+        run_in_turns({"a": loop("a"), "b": broken}, 2, 3, torch.device("cpu"))

@@ -20,10 +20,11 @@ import pytest
 from outmodal.data.manifest import Dataset, open_dataset
 from outmodal.errors import UserError
 from outmodal.launch.cli import main
-from outmodal.launch.reproduce.cells import Cell, Request, default_columns, plan_cells
+from outmodal.launch.reproduce.cells import Cell, Plan, Request, plan_table
+from outmodal.launch.reproduce.columns import Column, make_columns
 from outmodal.launch.reproduce.learners import learner_for
 from outmodal.launch.reproduce.render import blocks, markdown
-from outmodal.launch.reproduce.table import TableSpec, chosen_rows, load_table, table_names
+from outmodal.launch.reproduce.table import TableSpec, chosen_rows, load_table
 from tests.data.tiny import SPECS, make_tiny
 
 NAMES = ("pose", "force", "text")
@@ -71,13 +72,8 @@ def filled(dataset: Dataset, recipe: str) -> Path:
 
 def planned(dataset: Dataset, table: str = "ova-ib-table1", **asked: Any) -> list[Cell]:
     spec = load_table(table)
-    return plan_cells(spec, dataset, Request(Path("out"), chosen_rows(spec, ()), **asked))
-
-
-def test_every_table_plans_real_runs(dataset: Dataset) -> None:
-    """All keys of all rows are keys of this version's methods."""
-    for name in table_names():
-        assert {cell.row for cell in planned(dataset, name)} == set(load_table(name).rows)
+    request = Request(Path("out"), chosen_rows(spec, ()), **asked)
+    return list(plan_table(spec, dataset, request).cells)
 
 
 def test_all_rows_have_the_same_budget(dataset: Dataset) -> None:
@@ -107,15 +103,16 @@ def test_triangle_is_planned_for_three_modalities_only(dataset: Dataset) -> None
 
 
 def test_columns_follow_the_recipe_and_go_from_three_on(tmp_path: Path, recipe: str) -> None:
+    spec = load_table("ova-ib-table1")
     wide = make_tiny(tmp_path / "wide", samples=8, modalities=tuple(SPECS))
-    columns = default_columns(wide, recipe)
-    assert [len(c) for c in columns] == [3, 4, 5]
-    assert columns[-1] == ("pose", "image", "speech", "text", "force")
+    columns = make_columns(spec, wide, recipe, ())
+    assert [len(c.modalities) for c in columns] == [3, 4, 5]
+    assert columns[-1].modalities == ("pose", "image", "speech", "text", "force")
     two = make_tiny(tmp_path / "two", samples=8, modalities=("text", "pose"))
-    assert default_columns(two, recipe) == [("pose", "text")]
+    assert make_columns(spec, two, recipe, ()) == [Column(("pose", "text"))]
     alone = make_tiny(tmp_path / "alone", samples=8, modalities=("pose",))
     with pytest.raises(UserError, match="one modality"):
-        default_columns(alone, recipe)
+        make_columns(spec, alone, recipe, ())
 
 
 def test_every_kind_but_video_has_a_learner(tmp_path: Path) -> None:
@@ -377,14 +374,16 @@ def test_means_deviations_and_the_best_row() -> None:
     )
     config = planned(open_dataset("fashion-speech-sample"), seeds=1)[0].config
     places = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
-    cells = [
-        Cell(i, key, ("x", "y", "z"), seed, Path("f"), config)
+    column = Column(("x", "y", "z"))
+    cells = tuple(
+        Cell(i, key, column, seed, Path("f"), config, "probe")
         for i, (key, seed) in enumerate(places)
-    ]
+    )
+    plan = Plan(table.rows, (column,), cells, {})
 
     def shown(metric: str) -> list[str]:
         found = {i: {metric: value} for i, value in enumerate((0.5, 0.7, 0.5, 0.5))}
-        text = markdown(table, table.rows, blocks(table, table.rows, cells, found))
+        text = markdown(table, plan, blocks(table, plan, found))
         return [line for line in text.splitlines() if line.startswith("| ")][2:]
 
     assert shown("accuracy") == [

@@ -13,6 +13,7 @@ from outmodal.launch.config import RunConfig
 from outmodal.launch.plots import read_metrics
 from outmodal.models.card import CardInfo
 from outmodal.models.perceptors import imagebind, languagebind
+from outmodal.train.methods.outside import OutsideSettings
 
 _LICENCES = {
     "imagebind": imagebind.HOME.licence,
@@ -41,7 +42,7 @@ def card_for(config: RunConfig, run: Path, ema: bool = True) -> CardInfo:
         name=run.name,
         method=config.method.name,
         data=manifest.name,
-        command=f"outmodal train training.yaml {_data_option(config)}--out RUN",
+        command=f"outmodal train training.yaml {_options(config)}--out RUN",
         recipe=recipe_of(config, manifest.name),
         metrics=_last_evaluation(run),
         perceptors=sorted(perceptors),
@@ -74,9 +75,20 @@ def recipe_of(config: RunConfig, data: str) -> str:
     return yaml.safe_dump(values, sort_keys=False, width=100)
 
 
+def _options(config: RunConfig) -> str:
+    return _code_option(config) + _data_option(config)
+
+
 def _data_option(config: RunConfig) -> str:
     """What says where the data lie; the file of a mixture's run names them itself."""
     return "" if config.data.mix else "--data.path DATASET "
+
+
+def _code_option(config: RunConfig) -> str:
+    """What names the code of a method from outside, which an export does not hold."""
+    if not isinstance(config.method, OutsideSettings):
+        return ""
+    return f"--method.path {_without_folder(config.method.path)} "
 
 
 def _portable(value: Any) -> Any:

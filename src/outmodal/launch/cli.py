@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Command] = {
     "doctor": Command("doctor", "check this machine and its installation"),
 }
 
+_CODE = ("--allow-code", "--allow_code", "--method.path")
 _REMOTE = ("--allow-pipe", "--allow_pipe", "--data.remote.")
 
 
@@ -71,6 +72,7 @@ def overview() -> str:
             "`outmodal COMMAND --help` shows a command's options and an example.",
             "Data sets at addresses are read as --data.remote.KEY VALUE says (cache, cache_gb, "
             "retries,\ntimeout, connect_timeout, pause); pipe: addresses want --allow-pipe.",
+            "Recipes and runs that name code (method.path) want --allow-code.",
             "With --json a command prints one JSON object on stdout, all else on stderr.",
             "Exit codes: 0 done; 2 wrong input; 75 stopped early after a checkpoint; 1 else.",
         ]
@@ -97,12 +99,17 @@ def _run(name: str, argv: Sequence[str]) -> Outcome:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'{nearest(name, COMMANDS)}")
     module = importlib.import_module(f"outmodal.launch.commands.{COMMANDS[name].module}")
-    if not any(word.startswith(_REMOTE) for word in argv):
-        return cast(Outcome, module.run(list(argv)))
-    from outmodal.launch.remote import chosen_remote
+    words = list(argv)
+    with ExitStack() as stack:
+        if any(word.startswith(_CODE) for word in words):
+            from outmodal.launch.code import chosen_code
 
-    with chosen_remote(name, argv) as rest:
-        return cast(Outcome, module.run(rest))
+            words = stack.enter_context(chosen_code(name, words))
+        if any(word.startswith(_REMOTE) for word in words):
+            from outmodal.launch.remote import chosen_remote
+
+            words = stack.enter_context(chosen_remote(name, words))
+        return cast(Outcome, module.run(words))
 
 
 def _guarded(name: str, argv: Sequence[str]) -> Outcome:

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from outmodal.base import Config
 from outmodal.data.stream import StreamConfig
 from outmodal.errors import UserError, nearest
 from outmodal.launch.arguments import parse
+from outmodal.launch.code import OPTION, method_of_recipe, method_of_run
+from outmodal.launch.commands.train import take_option
 from outmodal.launch.recipe import Recipe, explain, merge, read_recipe
 from outmodal.models.learners import LearnerConfig
 from outmodal.models.perceptors import PerceptorConfig
 from outmodal.train.engine import EngineConfig
-from outmodal.train.methods import MethodConfig, resolved
+from outmodal.train.methods import MethodConfig
+from outmodal.train.methods.outside import OutsideSettings
 from outmodal.train.optim import OptimConfig
 
 
@@ -79,16 +82,18 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
             first mistaken override.
     """
     raw = read_recipe(recipe_path(recipe), recipe_path)
-    rest = _switch_names(raw, list(overrides))
-    config = _validate(raw)
+    code, words = take_option(list(overrides), OPTION)
+    rest = _switch_names(raw, words)
+    schema = _schema(method_of_recipe(raw, code, named=len(_method_names(words)) > 0))
+    config = _validate(raw, schema)
     parsed = parse(
-        RunConfig,
+        schema,
         rest,
         prog=f"outmodal train {recipe}",
         example=f"outmodal train {recipe} --data.batch 64 --engine.epochs 5",
         default=config,
     )
-    return parsed.model_copy(update={"method": resolved(parsed.method)})
+    return parsed.model_copy(update={"method": parsed.method.resolved()})
 
 
 def adapted(recipe: str, sections: dict[str, Any], origin: str) -> RunConfig:
@@ -103,13 +108,23 @@ def adapted(recipe: str, sections: dict[str, Any], origin: str) -> RunConfig:
         UserError: As `load_config`.
     """
     raw = read_recipe(recipe_path(recipe), recipe_path)
-    config = _validate(Recipe(merge(raw.values, sections), raw.lines, origin))
-    return config.model_copy(update={"method": resolved(config.method)})
+    changed = Recipe(merge(raw.values, sections), raw.lines, origin)
+    config = _validate(changed, _schema(method_of_recipe(changed, None, named=False)))
+    return config.model_copy(update={"method": config.method.resolved()})
 
 
 def parse_config(text: str, origin: str) -> RunConfig:
-    """Validate a complete YAML configuration, a run's config.yaml for instance."""
-    return _validate(Recipe.from_text(text, origin))
+    """Validate a run's config.yaml.
+
+    Args:
+        text: Its YAML.
+        origin: Its path; the run's folder holds the code of a method from outside.
+
+    Raises:
+        UserError: It is wrong, or wants code that the command line does not allow.
+    """
+    raw = Recipe.from_text(text, origin)
+    return _validate(raw, _schema(method_of_run(raw, Path(origin).parent)))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -117,11 +132,23 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-def _validate(raw: Recipe) -> RunConfig:
+def _schema(method: type[OutsideSettings] | None) -> type[RunConfig]:
+    """The class of a run's configuration; one that is made for a method from outside."""
+    if method is None:
+        return RunConfig
+    fields: dict[str, Any] = {"method": (method, ...)}
+    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, **fields)
+
+
+def _validate(raw: Recipe, schema: type[RunConfig] = RunConfig) -> RunConfig:
     try:
-        return RunConfig.model_validate(raw.values)
+        return schema.model_validate(raw.values)
     except ValidationError as error:
-        raise UserError(explain(error, raw, RunConfig)) from None
+        raise UserError(explain(error, raw, schema)) from None
+
+
+def _method_names(overrides: Sequence[str]) -> list[str]:
+    return [arg for arg in overrides if arg.partition("=")[0] == "--method.name"]
 
 
 def _switch_names(raw: Recipe, overrides: list[str]) -> list[str]:
@@ -172,4 +199,4 @@ def set_keys(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     raw = Recipe(config.model_dump(mode="json"), {}, "configuration")
     for key, value in values.items():
         raw.assign(key.split("."), value)
-    return _validate(raw)
+    return _validate(raw, type(config))

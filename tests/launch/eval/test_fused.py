@@ -112,4 +112,4 @@ def test_data_that_cannot_be_fused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "classification needs two or more" in said
     apart = make_tiny(tmp_path / "apart", 64, 4, modalities, test=20, missing=half)
     said = refused(apart, "{name: naive}", capsys)
-    assert "none of 64 samples spread over the training split has 2 of force, pose" in said
+    assert "none of the 64 training samples has 2 of force, pose" in said

@@ -17,10 +17,20 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 class TrainArgs:
     """What a training step costs beside its arithmetic: runs of `outmodal train` over one and
     several local processes, DDP and every ZeRO stage, and checkpoints written beside the training
-    and in its way. Each run trains an MLP on random vectors."""
+    and in its way. Each run trains an MLP on random vectors.
+
+    With --recipe instead: images a second of that recipe, of plain cross-entropy on the same model
+    and of a bare PyTorch loop, in turns. Takes every key of the recipe too; --batch, --steps (of a
+    turn), --rounds and --threads hold there as well."""
 
     what: tuple[str, ...] = ()
     """checkpoints, scaling; both where none is named."""
+    recipe: str = ""
+    """A recipe of supervised training or synergy to measure."""
+    data: str = "synthetic"
+    """With --recipe: random inputs, or a data set, which is measured beside those."""
+    classes: int = 1000
+    """With --recipe: classes of the random labels."""
     strategies: tuple[str, ...] = STRATEGIES
     """Strategies of several processes, the first is what the others are compared with."""
     processes: int = 2
@@ -43,8 +53,13 @@ class TrainArgs:
 
 def run_train(argv: Sequence[str]) -> Outcome:
     """Entry point of the command."""
-    args = parse(TrainArgs, argv, prog="outmodal bench train", example=EXAMPLE)
+    own, keys = _keys(argv)
+    args = parse(TrainArgs, own, prog="outmodal bench train", example=EXAMPLE)
     _refuse(args)
+    if args.recipe:
+        return _steps(args, keys)
+    if keys:
+        raise UserError(f"{keys[0]} is a key of a recipe: name one with --recipe")
     from outmodal.launch.bench.train import Settings, bench_train, table
 
     result = bench_train(
@@ -64,6 +79,38 @@ def run_train(argv: Sequence[str]) -> Outcome:
     return Outcome(result, table(result))
 
 
+def _keys(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """This command's options, and keys of the recipe, which have a point in their names."""
+    own: list[str] = []
+    keys: list[str] = []
+    at = own
+    for word in argv:
+        if word.startswith("--"):
+            at = keys if "." in word.partition("=")[0] else own
+        at.append(word)
+    return own, keys
+
+
+def _steps(args: TrainArgs, keys: Sequence[str]) -> Outcome:
+    if args.what:
+        raise UserError("--what is of the runs without --recipe: leave one of them out")
+    from outmodal.launch.bench.steps import StepSettings, bench_steps, steps_table
+
+    result = bench_steps(
+        StepSettings(
+            recipe=args.recipe,
+            keys=tuple(keys),
+            data=args.data,
+            batch=args.batch,
+            classes=args.classes,
+            steps=args.steps,
+            rounds=args.rounds,
+            threads=args.threads,
+        )
+    )
+    return Outcome(result, steps_table(result))
+
+
 WHAT = ("checkpoints", "scaling")
 
 
@@ -78,11 +125,18 @@ def _refuse(args: TrainArgs) -> None:
                 raise UserError(f"unknown {kind} '{name}'{nearest(name, known)}")
     if not args.strategies:
         raise UserError("--strategies names none: leave it out, or name one or more")
-    least = {"processes": 2, "width": 1, "checkpoint_width": 1, "batch": 8, "steps": 2}
+    least = {
+        "processes": 2,
+        "classes": 2,
+        "width": 1,
+        "checkpoint_width": 1,
+        "batch": 8,
+        "steps": 2,
+    }
     for option, number in {**least, "checkpoints": 1, "rounds": 1, "threads": 0}.items():
         if getattr(args, option) < number:
             raise UserError(f"--{option} must be at least {number}, got {getattr(args, option)}")
-    if args.batch % (8 * args.processes):
+    if not args.recipe and args.batch % (8 * args.processes):
         raise UserError(
             f"--batch {args.batch} is not shared by 8 shards and {args.processes} processes: use "
             f"a multiple of {8 * args.processes}"

@@ -10,6 +10,7 @@ from outmodal.errors import UserError, nearest
 from outmodal.launch.arguments import parse
 from outmodal.launch.bench.data_command import run_data
 from outmodal.launch.bench.kernel_command import run_kernels
+from outmodal.launch.bench.search_command import run_search
 from outmodal.launch.bench.train_command import run_train
 from outmodal.launch.cli import Outcome
 
@@ -18,11 +19,13 @@ USAGE = """usage: outmodal bench WHAT ...
   data          reading pictures, sounds, films and arrays beside webdataset with plain decoders
   kernels       losses over all pairs against other projects' and stock operations
   perceptors    towers against stock modules, and cached features against live perceptors
+  search        COX's search for anchors at full size, its time and its largest memory
   train         steps over processes and strategies, and what checkpoints cost
 
 examples: outmodal bench data --workers 1 2 --transcoded
           outmodal bench kernels --op nce --n 8192 --device cpu --threads 1
           outmodal bench perceptors --size small --threads 1
+          outmodal bench search --n 100000 --d 512 --threads 1
           outmodal bench train --rounds 3
 """
 
@@ -59,6 +62,7 @@ def run(argv: Sequence[str]) -> Outcome:
         "data": run_data,
         "kernels": run_kernels,
         "perceptors": _perceptors,
+        "search": run_search,
         "train": run_train,
     }
     if not argv or argv[0] in ("-h", "--help"):

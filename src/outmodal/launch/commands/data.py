@@ -10,7 +10,7 @@ from outmodal.errors import UserError, nearest
 from outmodal.launch.cli import Command, Outcome
 
 COMMANDS: Mapping[str, Command] = {
-    "build": Command("data_build", "make one: fashion-speech, six-view, folder (your own files)"),
+    "build": Command("data_build", "make one: fashion-speech, six-view, imagenet, folder (own)"),
     "index": Command("data_index", "DIR: make dataset.json for tars that other tools wrote"),
     "check": Command("data_check", "DIR: verify every shard, decode every sample; --repair"),
     "stats": Command("data_stats", "DIR: counts, classes, gaps, durations, values, duplicates"),

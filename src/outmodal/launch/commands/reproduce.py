@@ -14,13 +14,16 @@ from outmodal.data.manifest import Dataset, open_dataset
 from outmodal.errors import UserError
 from outmodal.launch.arguments import parse, progress_bar
 from outmodal.launch.cli import Outcome
-from outmodal.launch.reproduce.cells import Cell, Request, parse_changes, plan_cells
+from outmodal.launch.reproduce.cells import Cell, Plan, Request, parse_changes, plan_table
+from outmodal.launch.reproduce.feeds import read_perceptors
 from outmodal.launch.reproduce.table import TableSpec, chosen_rows, load_table, table_names
 from outmodal.launch.reproduce.work import Measure, finished, measured
+from outmodal.launch.reproduce.work import Outcome as CellOutcome
 from outmodal.train.combinations import Missing, Which
 from outmodal.train.probing import ProbeConfig
 
 _EXAMPLE = """outmodal reproduce ova-ib-table1 --data six-view --seeds 3 --out tables --nproc_jobs 2
+         outmodal reproduce cox-table3 --data DATASET --perceptors image=DIR text=DIR
          outmodal reproduce ova-ib-table1 --data DATASET --modalities a b c --modalities a b c d
          outmodal reproduce ova-ib-table2 --data six-view --out tables --plan"""
 
@@ -52,6 +55,12 @@ class ReproduceArgs:
     """KEY=VALUE for all runs, of optim, engine and data: --set optim.lr=3e-4 data.batch=128."""
     split: str = ""
     """Split that is evaluated; the recipe's where empty."""
+    perceptors: tuple[str, ...] = ()
+    """Frozen encoders of known and helping modalities, as for `outmodal embed`: MODALITY=FOLDER of
+    an export or of a transformers model; MODALITY=stored takes vectors as they are. Where none is
+    named for a modality, one is trained first, on the same data."""
+    prepare_epochs: int = 10
+    """Epochs of the encoders that are trained first."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """The probe of all rows."""
     subsets: Which | None = None
@@ -63,6 +72,8 @@ class ReproduceArgs:
     """Cells at a time, a process of one thread each."""
     plan: bool = False
     """List the cells and do nothing."""
+    show: bool = False
+    """Write the table of what is done, and train nothing."""
     cell: int | None = None
     """Work on this cell alone, by its number in --plan: for job arrays."""
 
@@ -70,27 +81,23 @@ class ReproduceArgs:
 def run(argv: Sequence[str]) -> Outcome:
     """Entry point of the command."""
     columns, rest = _columns(list(argv))
-    flags = [a for a in rest if a not in ("--plan", "--dry_run", "--dry-run")]
-    planned = len(flags) < len(rest)
+    flags = [a for a in rest if a not in _SWITCHES]
+    switched = {_SWITCHES[a] for a in rest if a in _SWITCHES}
     if flags and not flags[0].startswith("-"):
         flags = ["--table", *flags]
     example = f"{_EXAMPLE}\n\ntables: {', '.join(table_names())}"
     args: ReproduceArgs = parse(ReproduceArgs, flags, prog="outmodal reproduce", example=example)
     table, dataset, request = _read(args, columns)
-    cells = plan_cells(table, dataset, request)
+    plan = plan_table(table, dataset, request)
     measure = Measure(
-        task=table.task,
-        split=args.split,
-        probe=args.probe,
-        subsets=args.subsets,
-        missing=args.missing,
+        split=args.split, probe=args.probe, subsets=args.subsets, missing=args.missing
     )
-    _check_answers(dataset, cells[0], measure)
-    if planned or args.plan:
-        return _listed(cells, measure)
+    _check_answers(dataset, plan.cells[0], measure)
+    if args.plan or "plan" in switched:
+        return _listed(plan, measure)
     if args.cell is not None:
-        return _one(cells, measure, args.cell)
-    return _all(args, table, cells, measure, request)
+        return _one(plan.cells, measure, args.cell)
+    return _all(args, table, plan, measure, request, only_show=args.show or "show" in switched)
 
 
 def _read(
@@ -105,6 +112,7 @@ def _read(
         ("--seeds", args.seeds, 1),
         ("--nproc_jobs", args.nproc_jobs, 1),
         ("--epochs", args.epochs, 0),
+        ("--prepare_epochs", args.prepare_epochs, 1),
         ("--steps", args.steps, 0),
     ):
         if value < least:
@@ -114,6 +122,7 @@ def _read(
         changes["engine.epochs"] = args.epochs
     if args.steps:
         changes["engine.max_steps"] = args.steps
+    dataset = open_dataset(args.data)
     request = Request(
         out=args.out or Path("tables"),
         rows=chosen_rows(table, args.objectives),
@@ -121,8 +130,10 @@ def _read(
         seeds=args.seeds,
         recipe=args.recipe,
         changes=changes,
+        perceptors=read_perceptors(args.perceptors, table, dataset),
+        prepare_epochs=args.prepare_epochs,
     )
-    return table, open_dataset(args.data), request
+    return table, dataset, request
 
 
 def _columns(argv: list[str]) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -142,15 +153,21 @@ def _columns(argv: list[str]) -> tuple[list[tuple[str, ...]], list[str]]:
 
 
 def _check_answers(dataset: Dataset, cell: Cell, measure: Measure) -> None:
-    """Refuse a probe of data without labels before anything is trained."""
+    """Refuse data without labels before anything is trained, where the task asks for some."""
     from outmodal.data.labels import read_labels
     from outmodal.data.shards import scan_shard
 
     data = cell.config.data
     for split in (data.train_split, measure.split or data.eval_split):
         shards = dataset.split(split).shards
-        if measure.task == "retrieve" or (read_labels(dataset, split) >= 0).any():
+        if cell.task == "retrieve" or (read_labels(dataset, split) >= 0).any():
             continue
+        if cell.task == "classify":
+            raise UserError(
+                f"{dataset.root}: split '{split}' has no labels, and the methods of this table "
+                "learn classes and are judged by them: add `.cls` members, or take a table of "
+                "retrieval (ova-ib-table3)"
+            )
         suffixes = scan_shard(dataset.shard(shards[0])).suffixes(0)
         if not any(s.split(".")[0] == "target" for s in suffixes):
             raise UserError(
@@ -160,29 +177,42 @@ def _check_answers(dataset: Dataset, cell: Cell, measure: Measure) -> None:
             )
 
 
-def _listed(cells: Sequence[Cell], measure: Measure) -> Outcome:
+def _listed(plan: Plan, measure: Measure) -> Outcome:
     """The plan, for people and as JSON."""
     lines, data = [], []
-    for cell in cells:
+    parts = [
+        {"folder": str(p.folder), "what": p.what, "state": "done" if p.done() else "to do"}
+        for p in plan.needs
+    ]
+    lines += [f"first  {p['what']}  {p['state']}  {p['folder']}" for p in parts]
+    row, column = (max(map(len, names)) for names in _names(plan))
+    for cell in plan.cells:
         state = _state(cell, measure)
-        column = "+".join(cell.modalities)
-        lines.append(f"{cell.number:>4}  {cell.row:<14} {column:<28} seed {cell.seed}  {state}")
+        place = f"{cell.row:<{row}}  {cell.column.name:<{column}}"
+        lines.append(f"{cell.number:>4}  {place}  seed {cell.seed}  {state}")
         data.append(
             {
                 "cell": cell.number,
                 "row": cell.row,
                 "modalities": list(cell.modalities),
+                "learned": cell.column.learned,
                 "seed": cell.seed,
                 "run": str(cell.folder),
                 "state": state,
             }
         )
-    config = cells[0].config
+    config = plan.cells[0].config
     budget = (
         f"every cell: {config.engine.epochs} epochs, batch {config.data.batch}, "
         f"{config.optim.name} {config.optim.lr:g}"
     )
-    return Outcome({"cells": data}, "\n".join([*lines, budget]))
+    array = f"as a job array: outmodal submit reproduce ... --array 0-{len(plan.cells) - 1}"
+    return Outcome({"preparations": parts, "cells": data}, "\n".join([*lines, budget, array]))
+
+
+def _names(plan: Plan) -> tuple[list[str], list[str]]:
+    """Names of the cells' rows and of their columns."""
+    return [cell.row for cell in plan.cells], [cell.column.name for cell in plan.cells]
 
 
 def _state(cell: Cell, measure: Measure) -> str:
@@ -196,8 +226,11 @@ def _state(cell: Cell, measure: Measure) -> str:
 def _one(cells: Sequence[Cell], measure: Measure, number: int) -> Outcome:
     if not 0 <= number < len(cells):
         raise UserError(f"--cell {number}: this plan has the cells 0 to {len(cells) - 1}")
+    from outmodal.launch.reproduce.driver import stopping
+
     cell = cells[number]
-    metrics = measured(cell, measure)
+    with stopping():
+        metrics = measured(cell, measure)
     text = "\n".join(f"{name:<40} {value:.4f}" for name, value in metrics.items())
     return Outcome({"cell": number, "run": str(cell.folder), "metrics": metrics}, text)
 
@@ -205,44 +238,54 @@ def _one(cells: Sequence[Cell], measure: Measure, number: int) -> Outcome:
 def _all(
     args: ReproduceArgs,
     table: TableSpec,
-    cells: Sequence[Cell],
+    plan: Plan,
     measure: Measure,
     request: Request,
+    *,
+    only_show: bool,
 ) -> Outcome:
-    from outmodal.launch.reproduce.driver import run_cells
-    from outmodal.launch.reproduce.work import Outcome as CellOutcome
+    outcomes = {} if only_show else _filled(args, plan, measure)
+    failed = [o for o in outcomes.values() if o.problem]
+    found = {n: o.metrics for n, o in outcomes.items() if not o.problem}
+    if only_show:
+        done = {cell.number: finished(cell, measure) for cell in plan.cells}
+        found = {number: metrics for number, metrics in done.items() if metrics is not None}
+    text, data = _written(args.table, table, plan, found, request)
+    problems = [f"cell {o.cell.number} ({o.cell.folder}): {o.problem}" for o in failed]
+    data |= {"problems": problems, "done": len(found), "of": len(plan.cells)}
+    tail = [f"{len(found)} of {len(plan.cells)} cells are done"] if only_show else []
+    return Outcome(data, "\n".join([text, *tail, *problems]), 2 if failed else 0)
 
-    with progress_bar(len(cells), args.table, "cell") as bar:
+
+def _filled(args: ReproduceArgs, plan: Plan, measure: Measure) -> dict[int, CellOutcome]:
+    """Work on the cells under a bar."""
+    from outmodal.launch.reproduce.driver import run_cells
+
+    with progress_bar(len(plan.cells), args.table, "cell") as bar:
 
         def report(outcome: CellOutcome | None, done: int, total: int) -> None:
             bar.update(done - bar.n)
             if outcome is not None and outcome.problem:
                 bar.write(f"cell {outcome.cell.number}: {outcome.problem}", file=sys.stderr)
 
-        outcomes = run_cells(cells, measure, args.nproc_jobs, report)
-    failed = [o for o in outcomes.values() if o.problem]
-    found = {n: o.metrics for n, o in outcomes.items() if not o.problem}
-    text, data = _written(args.table, table, cells, found, request)
-    problems = [f"cell {o.cell.number} ({o.cell.folder}): {o.problem}" for o in failed]
-    data |= {"problems": problems}
-    return Outcome(data, "\n".join([text, *problems]), 2 if failed else 0)
+        return run_cells(plan.cells, measure, args.nproc_jobs, report)
 
 
 def _written(
     name: str,
     table: TableSpec,
-    cells: Sequence[Cell],
+    plan: Plan,
     found: Mapping[int, Mapping[str, float]],
     request: Request,
 ) -> tuple[str, dict[str, Any]]:
     """Write OUT/NAME.md, .csv and .json; return the Markdown and the JSON."""
     from outmodal.launch.reproduce.render import as_csv, as_json, blocks, markdown
 
-    text = markdown(table, request.rows, blocks(table, request.rows, cells, found))
-    data = {"table": name, **as_json(table, cells, found)}
+    text = markdown(table, plan, blocks(table, plan, found))
+    data = {"table": name, **as_json(table, plan, found)}
     paths = {kind: str((request.out / f"{name}.{kind}").absolute()) for kind in _KINDS}
     data |= {"files": paths}
-    contents = {"md": text, "csv": as_csv(cells, found), "json": json.dumps(data, indent=2) + "\n"}
+    contents = {"md": text, "csv": as_csv(plan, found), "json": json.dumps(data, indent=2) + "\n"}
     request.out.mkdir(parents=True, exist_ok=True)
     for kind, content in contents.items():
         write_atomic(Path(paths[kind]), content.encode())
@@ -250,3 +293,4 @@ def _written(
 
 
 _KINDS = ("md", "csv", "json")
+_SWITCHES = {"--plan": "plan", "--dry_run": "plan", "--dry-run": "plan", "--show": "show"}

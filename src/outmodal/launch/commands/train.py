@@ -23,6 +23,7 @@ examples:
   outmodal train erm --out runs/erm --engine.epochs 5
   outmodal train cox --nproc 2 --engine.strategy zero2 --data.path DATASET
   outmodal train cox --help          every key of that recipe
+  outmodal train erm --method.path my_method.py      a method of your own (docs/extending.md)
 """
 
 

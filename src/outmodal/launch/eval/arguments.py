@@ -30,17 +30,19 @@ class EvalArgs:
     classify: the classifier, or what the run trained for (alignment), or class names for
     perceptors. probe, knn: frozen representations. combinations: a probe for every combination of
     modalities. missing: a modality is taken away at test time. corruptions: damaged inputs at five
-    severities. retrieve: between modalities, by the objective's own score. latents: distances
-    between the latents of synergy runs. Every number has a 95 %
-    bootstrap interval; the result of a run is also written to RUN/eval/TASK-SPLIT.json. Under
-    torchrun or srun the processes share the work; the result is the same."""
+    severities; of a data set that holds them ready made (ImageNet-C) with mCE. retrieve: between
+    modalities, by the objective's own score. latents: distances between the latents of synergy
+    runs. Every number has a 95 % bootstrap interval; the result of a run is also written to
+    RUN/eval/TASK-SPLIT.json. Under torchrun or srun the processes share the work; the result is
+    the same."""
 
     what: tuple[Path, ...] = ()
     """Folder of a run, or folders of exports (one a modality); none where perceptors are named."""
     data: str = ""
     """Data set; a run's own where empty."""
     split: str = ""
-    """Split; the run's evaluation split where empty, "test" for exports and perceptors."""
+    """Split; the run's evaluation split where empty, "test" for exports and perceptors, the only
+    one of a data set that has no other."""
     train_split: str = ""
     """Split that probes and neighbours learn from; the run's own where empty, "train" else."""
     task: Task = "classify"

@@ -89,17 +89,24 @@ def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def as_text(data: Mapping[str, Any]) -> str:
     """A table of the metrics with their intervals, then of the classes."""
     metrics: Mapping[str, Any] = data["metrics"]
-    width = max([len("metric"), *map(len, metrics), *(2 + len(c) for c in data["per_class"])])
+    listed = data["per_class"] if len(data["per_class"]) <= _LISTED else {}
+    width = max([len("metric"), *map(len, metrics), *(2 + len(c) for c in listed)])
     lines = [f"{data['task']} of {data['target']} on {data['data']}, split {data['split']}"]
+    for name in ("chosen_among", "note"):
+        if name in data["settings"]:
+            lines.append(f"{name.replace('_', ' ')}: {data['settings'][name]}")
     lines.append(f"{'metric':<{width}}  {'value':>8}  95 % interval      samples")
     lines += [_line(name, held, width) for name, held in metrics.items()]
-    lines += [_line(f"  {name}", held, width) for name, held in data["per_class"].items()]
+    lines += [_line(f"  {name}", held, width) for name, held in listed.items()]
+    if len(listed) < len(data["per_class"]):
+        lines.append(f"({len(data['per_class'])} classes: --csv FILE writes each)")
     if data["confusion"] and len(data["classes"]) <= _SHOWN:
         lines += ["", *_confusion(data["classes"], data["confusion"])]
     return "\n".join(line.rstrip() for line in lines)
 
 
 _SHOWN = 12  # classes of a confusion matrix that is printed
+_LISTED = 50  # classes whose accuracies are printed
 
 
 def _line(name: str, held: Mapping[str, Any], width: int) -> str:

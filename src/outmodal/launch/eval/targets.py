@@ -11,6 +11,9 @@ from outmodal.errors import UserError
 from outmodal.launch.eval.arguments import OF_A_RUN, OF_PERCEPTORS, EvalArgs
 from outmodal.train.representations import Encoder
 
+CELLS = "cells"
+"""Stands for the split where all cells of ready made corruptions are evaluated."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -77,16 +80,30 @@ def _run(args: EvalArgs) -> Iterator[Target]:
     plan = open_run(args.what[0])[1]
     if args.task == "classify":
         require_classes(plan, args.data)
-    source, config = open_run_source(plan, args.data, args.split)
+    other = is_other(plan, args.data)
+    split = args.split or (_split_of(args, plan.data.eval_split) if other else "")
+    source, config = open_run_source(plan, args.data, "" if split == CELLS else split)
     with opened(source, config) as encoder:
         yield Target(
             encoder,
             plan.out,
             shown_data(config),
             args.train_split or config.train_split,
-            config.eval_split,
-            is_other(plan, args.data),
+            split or config.eval_split,
+            other,
         )
+
+
+def _split_of(args: EvalArgs, usual: str) -> str:
+    """The split of another data set that is evaluated where none is named: the usual one, or the
+    only one that there is; `CELLS` for corruptions of a data set that holds them ready made."""
+    from outmodal.data.corruptions.imagenet_c import cells
+    from outmodal.data.manifest import open_dataset
+
+    splits = open_dataset(args.data, verify=False).manifest.splits
+    if args.task == "corruptions" and cells(splits) and usual not in splits:
+        return CELLS
+    return next(iter(splits)) if len(splits) == 1 else usual
 
 
 def _exports(args: EvalArgs) -> Iterator[Target]:
@@ -122,5 +139,5 @@ def _perceptors(args: EvalArgs) -> Iterator[Target]:
 
 
 def _plain(encoder: Encoder, args: EvalArgs) -> Target:
-    train, split = args.train_split or "train", args.split or "test"
+    train, split = args.train_split or "train", args.split or _split_of(args, "test")
     return Target(encoder, None, args.data, train, split)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from outmodal.launch.arguments import progress_bar
 from outmodal.launch.eval.arguments import EvalArgs
-from outmodal.launch.eval.targets import Target
+from outmodal.launch.eval.targets import CELLS, Target
 from outmodal.train import gather
 from outmodal.train.classifying import classify_run, classify_task
 from outmodal.train.corruption_task import corruption_task
@@ -21,6 +21,7 @@ from outmodal.train.encoder_tasks import (
 from outmodal.train.intervals import Bootstrap
 from outmodal.train.latents_task import latents_task
 from outmodal.train.missing import missing_task
+from outmodal.train.published import published_task
 from outmodal.train.results import Evaluation
 from outmodal.train.run import RunPlan
 
@@ -93,6 +94,15 @@ def _missing(target: Target, args: EvalArgs, bootstrap: Bootstrap) -> Evaluation
 
 def _corruptions(target: Target, args: EvalArgs, bootstrap: Bootstrap) -> Evaluation:
     with _reported("corruptions") as report:
+        if target.split == CELLS:
+            return published_task(
+                target.encoder,
+                names=args.corruptions,
+                severities=args.severities,
+                most=args.most,
+                bootstrap=bootstrap,
+                progress=report,
+            )
         return corruption_task(
             target.encoder,
             target.train,
@@ -111,7 +121,8 @@ def _corruptions(target: Target, args: EvalArgs, bootstrap: Bootstrap) -> Evalua
 
 def _latents(target: Target, args: EvalArgs, bootstrap: Bootstrap) -> Evaluation:
     against, proxy = (_plan(name) for name in (args.against, args.proxy))
-    return latents_task(target.encoder, target.split, against, proxy, bootstrap)
+    board = target.run / "tensorboard" if target.run and gather.is_main() else None
+    return latents_task(target.encoder, target.split, against, proxy, bootstrap, board)
 
 
 def _plan(run: str) -> RunPlan | None:

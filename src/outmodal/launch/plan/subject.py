@@ -29,7 +29,7 @@ from outmodal.launch.running import run_plan
 from outmodal.models.perceptors import load_perceptor
 from outmodal.train.features import unmade
 from outmodal.train.live import seen_through
-from outmodal.train.methods import AnyMethod, imagined
+from outmodal.train.methods import Method
 from outmodal.train.methods.base import WholeBatchMethod
 from outmodal.train.run import make_method, make_transforms
 
@@ -103,12 +103,12 @@ class Subject:
         with TemporaryDirectory() as folder:
             plan = run_plan(config, Path(folder))
             if described:
-                plan = replace(plan, method=imagined(config.method, described.classes))
+                plan = replace(plan, method=config.method.imagined(described.classes))
             self.transforms = (
                 _unread(config, described) if described else make_transforms(plan, seen)
             )
             labels = _labels(config, dataset) if described else None
-            self.method: AnyMethod = make_method(plan, seen, self.transforms, labels)
+            self.method: Method = make_method(plan, seen, self.transforms, labels)
         if not self.method.steps_per_epoch():
             raise UserError(
                 f"method '{config.method.name}' trains nothing, so there are no steps to plan: run "

@@ -10,7 +10,15 @@ from types import FrameType
 from outmodal.data.build.pool import in_fresh_processes
 from outmodal.errors import StoppedEarly
 from outmodal.launch.reproduce.cells import Cell
-from outmodal.launch.reproduce.work import Measure, Order, Outcome, finished, work
+from outmodal.launch.reproduce.preparations import Encoders, Preparation
+from outmodal.launch.reproduce.work import (
+    Measure,
+    Order,
+    Outcome,
+    finished,
+    prepare,
+    work,
+)
 
 _PRELOADED = (
     "outmodal.launch.reproduce.work",
@@ -43,8 +51,15 @@ def run_cells(
         if (metrics := finished(cell, measure)) is not None
     }
     report(None, len(outcomes), len(cells))
-    orders = [Order(cell, measure) for cell in cells if cell.number not in outcomes]
-    with _stopping():
+    rest = [cell for cell in cells if cell.number not in outcomes]
+    with stopping():
+        failed = _prepared(rest, jobs)
+        for cell in rest:
+            why = next((failed[part] for part in cell.needs if part in failed), "")
+            if why:
+                outcomes[cell.number] = Outcome(cell, {}, why)
+                report(outcomes[cell.number], len(outcomes), len(cells))
+        orders = [Order(cell, measure) for cell in rest if cell.number not in outcomes]
         for done in in_fresh_processes(work, orders, jobs, _name, _PRELOADED):
             outcomes[done.cell.number] = done
             report(done, len(outcomes), len(cells))
@@ -53,12 +68,32 @@ def run_cells(
     return outcomes
 
 
+def _prepared(cells: Sequence[Cell], jobs: int) -> dict[Preparation, str]:
+    """Make what the cells need, encoders before features; return why which failed."""
+    needs = dict.fromkeys(part for cell in cells for part in cell.needs if not part.done())
+    before = {part: cell.needs for cell in reversed(cells) for part in cell.needs}
+    failed: dict[Preparation, str] = {}
+    for first in (True, False):
+        parts = [p for p in needs if isinstance(p, Encoders) == first]
+        parts = [p for p in parts if not any(other in failed for other in before[p])]
+        for done in in_fresh_processes(prepare, parts, jobs, _part_name, _PRELOADED):
+            if done.stopped:
+                raise StoppedEarly(f"{done.part.folder}: {done.problem}; {_AGAIN}")
+            if done.problem:
+                failed[done.part] = f"{done.part.what} ({done.part.folder}): {done.problem}"
+    return failed
+
+
+def _part_name(part: Preparation) -> str:
+    return f"preparation {part.folder}"
+
+
 def _name(order: Order) -> str:
     return f"cell {order.cell.number} ({order.cell.folder})"
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """Turn a request to end into StoppedEarly, so that the cells at work are ended in order."""
 
     def stop(number: int, frame: FrameType | None) -> None:

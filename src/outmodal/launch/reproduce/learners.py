@@ -28,6 +28,18 @@ def learner_for(modality: str, spec: Modality) -> dict[str, Any]:
     return {**_BY_KIND[spec.kind](modality, spec), "modality": modality}
 
 
+def with_views(learner: dict[str, Any]) -> dict[str, Any]:
+    """The same section with augmentations of its input, weak and strong, where it names none.
+
+    Args:
+        learner: Section of a recipe.
+    """
+    read = dict(learner.get("input") or {})
+    for policy in ("augment", "strong"):
+        read[policy] = read.get(policy) or _VIEWS.get(str(read.get("name")), {}).get(policy, [])
+    return {**learner, "input": read}
+
+
 def _vector(modality: str, spec: Modality) -> dict[str, Any]:
     size = _shape(modality, spec, 1)[0]
     return {"name": "mlp", "widths": [WIDTH, WIDTH], "input": {"name": "vector", "dim": size}}
@@ -79,4 +91,44 @@ _BY_KIND: Mapping[str, Callable[[str, Modality], dict[str, Any]]] = {
     "image": _image,
     "audio": _audio,
     "text": _text,
+}
+
+# No mirrors: they make other digits and letters of some.
+_VIEWS: Mapping[str, Mapping[str, list[dict[str, Any]]]] = {
+    "image": {
+        "augment": [{"name": "pad_crop", "pad": 2}],
+        "strong": [{"name": "pad_crop", "pad": 2}, {"name": "rand_augment"}, {"name": "erasing"}],
+    },
+    "log_mel": {
+        "augment": [
+            {"name": "time_shift"},
+            {"name": "noise", "snr": [5.0, 20.0]},
+            {"name": "spec_augment", "freq_masks": 1, "time_masks": 1, "time_width": 20},
+        ],
+        "strong": [
+            {"name": "time_shift", "share": 0.2},
+            {"name": "noise", "snr": [3.0, 15.0]},
+            {"name": "spec_augment", "freq_masks": 2, "time_masks": 2, "time_width": 20},
+        ],
+    },
+    "waveform": {
+        "augment": [{"name": "time_shift"}, {"name": "noise", "snr": [5.0, 20.0]}],
+        "strong": [{"name": "time_shift", "share": 0.2}, {"name": "noise", "snr": [3.0, 15.0]}],
+    },
+    "series": {
+        "augment": [{"name": "jitter"}, {"name": "scaling"}],
+        "strong": [{"name": "jitter", "sigma": 0.1}, {"name": "scaling"}, {"name": "time_mask"}],
+    },
+    "vector": {
+        "augment": [{"name": "feature_noise", "sigma": 0.1}],
+        "strong": [{"name": "feature_noise", "sigma": 0.2}, {"name": "feature_dropout"}],
+    },
+    "tokens": {
+        "augment": [{"name": "word_dropout", "rate": 0.2}],
+        "strong": [{"name": "word_dropout", "rate": 0.4}],
+    },
+    "video": {
+        "augment": [{"name": "pad_crop", "pad": 2}],
+        "strong": [{"name": "pad_crop", "pad": 2}, {"name": "rand_augment"}],
+    },
 }

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from outmodal.launch.reproduce.cells import Cell
-from outmodal.launch.reproduce.table import Reported, Row, TableSpec
+from outmodal.launch.reproduce.cells import Plan
+from outmodal.launch.reproduce.columns import Column
+from outmodal.launch.reproduce.preparations import Encoders
+from outmodal.launch.reproduce.table import HOLE, Head, Reported, Row, TableSpec
 
 ABSENT = "-"
 LOWER_IS_BETTER = ("mse",)
@@ -27,58 +29,81 @@ class Block:
         columns: Heads.
         values: Row key -> for each column the values, in results' own unit; None where the row is
             not defined.
-        metric: What the values are.
+        metrics: What the values of each column are.
     """
 
     title: str
     columns: tuple[str, ...]
     values: dict[str, list[list[float] | None]]
-    metric: str
+    metrics: tuple[str, ...]
 
 
-def blocks(
-    table: TableSpec,
-    rows: Mapping[str, Row],
-    cells: Sequence[Cell],
-    found: Mapping[int, Mapping[str, float]],
-) -> list[Block]:
-    """Arrange results; combinations get a block for each set of modalities.
-
-    Args:
-        table, rows: The table, and which of its rows are there.
-        cells: The plan.
-        found: Number of a cell -> its metrics, for those that are done.
-    """
-    columns = list(dict.fromkeys(cell.modalities for cell in cells))
-    if table.task != "combinations":
-        metric = _metric(table, found)
-        heads = tuple(f"M={len(c)}: {'+'.join(c)}" for c in columns)
-        values = {
-            key: [_values(rows[key], key, column, metric, cells, found) for column in columns]
-            for key in rows
-        }
-        return [Block("", heads, values, metric)]
-    return [_combination_block(table, rows, column, cells, found) for column in columns]
+Found = Mapping[int, Mapping[str, float]]
+"""Number of a cell -> its metrics, for those that are done."""
 
 
-def _combination_block(
-    table: TableSpec,
-    rows: Mapping[str, Row],
-    column: tuple[str, ...],
-    cells: Sequence[Cell],
-    found: Mapping[int, Mapping[str, float]],
+def blocks(table: TableSpec, plan: Plan, found: Found) -> list[Block]:
+    """Arrange results; combinations and missing modalities get a block for each column."""
+    if table.task == "combinations":
+        return [_combination_block(table, plan, column, found) for column in plan.columns]
+    if table.task == "missing":
+        return [_head_block(table, plan, (column,), column.head, found) for column in plan.columns]
+    if table.shown:
+        return [_head_block(table, plan, plan.columns, "", found)]
+    metric = _metric(table, found)
+    heads = tuple(column.head for column in plan.columns)
+    values = {
+        key: [_values(plan, key, column, (metric,), found) for column in plan.columns]
+        for key in plan.rows
+    }
+    return [Block("", heads, values, (metric,) * len(heads))]
+
+
+def _head_block(
+    table: TableSpec, plan: Plan, columns: Sequence[Column], title: str, found: Found
 ) -> Block:
-    own = [found[c.number] for c in cells if c.modalities == column and c.number in found]
+    """A block with all heads of the table for each of the columns."""
+    places = [(column, head) for column in columns for head in _heads(table, column)]
+    prefixed = len(columns) > 1 or not title
+    several = len(table.shown) > 1
+    names = tuple(
+        head.label if not prefixed else f"{column.head}, {head.label}" if several else column.head
+        for column, head in places
+    )
+    values = {
+        key: [_values(plan, key, column, head.metrics, found) for column, head in places]
+        for key in plan.rows
+    }
+    had = {name for metrics in found.values() for name in metrics}
+    metrics = tuple(
+        next((name for name in head.metrics if name in had), head.metrics[0]) for _, head in places
+    )
+    return Block(title, names, values, metrics)
+
+
+def _heads(table: TableSpec, column: Column) -> list[Head]:
+    """The heads of a column, with one for each of its modalities where they name them."""
+    made = []
+    for head in table.shown:
+        several = HOLE in "".join((head.label, *head.metrics))
+        for m in column.modalities if several else ("",):
+            metrics = tuple(name.replace(HOLE, m) for name in head.metrics)
+            made.append(Head(label=head.label.replace(HOLE, m), metrics=metrics))
+    return made
+
+
+def _combination_block(table: TableSpec, plan: Plan, column: Column, found: Found) -> Block:
+    own = [found[c.number] for c in plan.cells if c.column == column and c.number in found]
     names = list(dict.fromkeys(name.rpartition("/")[0] for metrics in own for name in metrics))
     metric = _metric(table, found)
     values = {
-        key: [_values(rows[key], key, column, f"{name}/{metric}", cells, found) for name in names]
-        for key in rows
+        key: [_values(plan, key, column, (f"{name}/{metric}",), found) for name in names]
+        for key in plan.rows
     }
-    return Block(f"M={len(column)}: {'+'.join(column)}", tuple(names), values, metric)
+    return Block(column.head, tuple(names), values, (metric,) * len(names))
 
 
-def _metric(table: TableSpec, found: Mapping[int, Mapping[str, float]]) -> str:
+def _metric(table: TableSpec, found: Found) -> str:
     """The first of the table's metrics that results have."""
     names = {name for metrics in found.values() for name in metrics}
     ends = names | {name.rpartition("/")[2] for name in names}
@@ -86,36 +111,59 @@ def _metric(table: TableSpec, found: Mapping[int, Mapping[str, float]]) -> str:
 
 
 def _values(
-    row: Row,
-    key: str,
-    column: tuple[str, ...],
-    metric: str,
-    cells: Sequence[Cell],
-    found: Mapping[int, Mapping[str, float]],
+    plan: Plan, key: str, column: Column, metrics: Sequence[str], found: Found
 ) -> list[float] | None:
-    if row.modalities not in (None, len(column)):
+    """A value for each seed that is done; None where there is none to come."""
+    cells = [c for c in plan.cells if (c.row, c.column) == (key, column)]
+    if not cells:
         return None
-    done = (found.get(c.number, {}) for c in cells if (c.row, c.modalities) == (key, column))
-    return [metrics[metric] for metrics in done if metric in metrics]
+    done = [found[c.number] for c in cells if c.number in found]
+    values = [
+        next(result[name] for name in metrics if name in result)
+        for result in done
+        if any(name in result for name in metrics)
+    ]
+    return None if done and not values else values
 
 
-def markdown(table: TableSpec, rows: Mapping[str, Row], parts: Sequence[Block]) -> str:
+def markdown(table: TableSpec, plan: Plan, parts: Sequence[Block]) -> str:
     """The table for people: mean and sample deviation over seeds; the best mean in bold."""
     lines = [f"## {table.title}", "", f"Paper: {table.source}.", ""]
     beside = table.reported if len(parts) == 1 == len(table.reported) else ()
     for block in parts:
         if block.title:
             lines += [f"### {block.title}", ""]
-        lines += [*_grid(table, rows, block, beside), ""]
+        lines += [*_grid(table, plan.rows, block, beside), ""]
     for reported in () if beside else table.reported:
-        lines += [f"### Paper: {reported.title}", "", *_paper_grid(rows, reported), ""]
+        lines += [f"### Paper: {reported.title}", "", *_paper_grid(plan.rows, reported), ""]
+    lines += _notes(table, plan)
+    return "\n".join(lines)
+
+
+def _notes(table: TableSpec, plan: Plan) -> list[str]:
+    """What a reader has to know."""
+    notes = [" ".join(table.note.split())] if table.note else []
+    reasons: dict[str, list[str]] = {}
+    for (key, column), why in plan.absent.items():
+        if why:
+            reasons.setdefault(f"{plan.rows[key].label}: {why}", []).append(column.head)
+    notes += [f'"{ABSENT}" in {", ".join(heads)}: {why}.' for why, heads in reasons.items()]
+    config = plan.cells[0].config
+    notes.append(
+        f"Every run: {config.engine.epochs} epochs, batch {config.data.batch}, {config.optim.name} "
+        f"with rate {config.optim.lr:g}."
+    )
+    made = [part.what for part in plan.needs if isinstance(part, Encoders)]
+    if made:
+        notes.append(f"Encoders that were trained here first, on the same data: {'; '.join(made)}.")
     if table.reported:
         names = "; ".join(reported.title for reported in table.reported)
-        lines += [
-            f"The paper's figures are of other data ({names}): compare orders, not values.",
-            "",
-        ]
-    return "\n".join(lines)
+        notes.append(
+            f"The paper's figures are of other data ({names}): compare orders, not values."
+        )
+    if any("⚠" in f for part in table.reported for row in part.rows.values() for f in row):
+        notes.append("⚠: doubtful in the paper itself.")
+    return [line for note in notes for line in (note, "")]
 
 
 def _grid(
@@ -126,18 +174,37 @@ def _grid(
     lines = [_line(heads), _line(["---"] * len(heads))]
     for key, row in rows.items():
         shown = [
-            _shown(table, block.metric, values, key == best[i])
+            _shown(table, block.metrics[i], values, key == best[i])
             for i, values in enumerate(block.values[key])
         ]
-        printed = [c for part in beside for c in part.rows.get(key, (ABSENT,) * len(part.columns))]
+        printed = [
+            c for part in beside for c in _figures(part, key, row) or (ABSENT,) * len(part.columns)
+        ]
         lines.append(_line([row.label, *shown, *printed]))
     return lines
 
 
 def _paper_grid(rows: Mapping[str, Row], reported: Reported) -> list[str]:
     heads = ["method", *reported.columns]
-    held = [(row.label, reported.rows[key]) for key, row in rows.items() if key in reported.rows]
-    return [_line(heads), _line(["---"] * len(heads)), *(_line([a, *b]) for a, b in held)]
+    held = [
+        (_paper_label(reported, key, row), _figures(reported, key, row))
+        for key, row in rows.items()
+    ]
+    lines = [_line([label, *figures]) for label, figures in held if figures]
+    return [_line(heads), _line(["---"] * len(heads)), *dict.fromkeys(lines)]
+
+
+def _paper_label(reported: Reported, key: str, row: Row) -> str:
+    """A row's label; without the modality where the paper has one line for all of them."""
+    if not row.of or key in reported.rows:
+        return row.label
+    return " ".join(row.label.replace(row.of, "").split()).rstrip(" :,(-")
+
+
+def _figures(reported: Reported, key: str, row: Row) -> tuple[str, ...]:
+    """The paper's figures of a row, or of the row that it was made of; () where there are none."""
+    base = key.removesuffix(f"-{row.of}") if row.of else key
+    return reported.rows.get(key) or reported.rows.get(base) or ()
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -158,7 +225,7 @@ def _shown(table: TableSpec, metric: str, values: list[float] | None, best: bool
 
 def _best(block: Block, column: int) -> str | None:
     """Key of the row with the best mean, where there are several to compare."""
-    sign = -1 if block.metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+    sign = -1 if block.metrics[column].rpartition("/")[2] in LOWER_IS_BETTER else 1
     means = {
         key: sign * statistics.fmean(values[column] or [])
         for key, values in block.values.items()
@@ -168,21 +235,19 @@ def _best(block: Block, column: int) -> str | None:
     return max(finite, key=lambda key: finite[key]) if len(finite) > 1 else None
 
 
-def as_csv(cells: Sequence[Cell], found: Mapping[int, Mapping[str, float]]) -> str:
+def as_csv(plan: Plan, found: Found) -> str:
     """Every metric of every cell that is done, one a line."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["cell", "row", "modalities", "m", "seed", "metric", "value"])
-    for cell in cells:
+    writer.writerow(["cell", "row", "modalities", "m", "learned", "seed", "metric", "value"])
+    for cell in plan.cells:
         for name, value in found.get(cell.number, {}).items():
             place = [cell.number, cell.row, "+".join(cell.modalities), len(cell.modalities)]
-            writer.writerow([*place, cell.seed, name, repr(value)])
+            writer.writerow([*place, cell.column.learned, cell.seed, name, repr(value)])
     return buffer.getvalue()
 
 
-def as_json(
-    table: TableSpec, cells: Sequence[Cell], found: Mapping[int, Mapping[str, float]]
-) -> dict[str, Any]:
+def as_json(table: TableSpec, plan: Plan, found: Found) -> dict[str, Any]:
     """The same with the paper's figures, in JSON values."""
     return {
         "title": table.title,
@@ -192,12 +257,13 @@ def as_json(
             {
                 "cell": cell.number,
                 "row": cell.row,
-                "label": table.rows[cell.row].label,
+                "label": plan.rows[cell.row].label,
                 "modalities": list(cell.modalities),
+                "learned": cell.column.learned,
                 "seed": cell.seed,
                 "run": str(cell.folder),
                 "metrics": dict(found[cell.number]) if cell.number in found else None,
             }
-            for cell in cells
+            for cell in plan.cells
         ],
     }

@@ -24,17 +24,19 @@ from outmodal.data.cache import write_atomic
 from outmodal.errors import StoppedEarly, UserError
 from outmodal.launch.config import dump_config
 from outmodal.launch.reproduce.cells import Cell
-from outmodal.launch.reproduce.table import Task
+from outmodal.launch.reproduce.preparations import Preparation, ensure, ensure_all
 from outmodal.train.combinations import Missing, Which
+from outmodal.train.intervals import Bootstrap
 from outmodal.train.probing import ProbeConfig
 from outmodal.train.runfolder import changed_keys, untouched_keys
+
+_NONE = Bootstrap(draws=0)  # a table has deviations over seeds
 
 
 class Measure(Config):
     """How cells are evaluated; the same for all.
 
     Attributes:
-        task: Which evaluation.
         split: Split that is evaluated; "" is the run's evaluation split.
         probe: The probe; its seed is the cell's.
         subsets: Combinations; "" takes all of three modalities, and the ends of more, as the
@@ -42,7 +44,6 @@ class Measure(Config):
         missing: What becomes of modalities that a combination leaves out.
     """
 
-    task: Task
     split: str = ""
     probe: ProbeConfig = ProbeConfig()
     subsets: Which | None = None
@@ -72,6 +73,34 @@ class Outcome:
     metrics: dict[str, float]
     problem: str = ""
     stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a part that cells need.
+
+    Attributes:
+        part: The part.
+        problem: Why it failed, "" where it did not.
+        stopped: It was stopped on request, after a checkpoint.
+    """
+
+    part: Preparation
+    problem: str = ""
+    stopped: bool = False
+
+
+def prepare(part: Preparation) -> Prepared:
+    """Make a part that cells need; what it has to say goes to a file of its own."""
+    try:
+        part.folder.mkdir(parents=True, exist_ok=True)
+        with _speaking_to(part.folder / "log.txt"):
+            ensure(part)
+    except UserError as error:
+        return Prepared(part, str(error))
+    except StoppedEarly as error:
+        return Prepared(part, str(error), stopped=True)
+    return Prepared(part)
 
 
 def finished(cell: Cell, measure: Measure) -> dict[str, float] | None:
@@ -113,8 +142,8 @@ def measured(cell: Cell, measure: Measure) -> dict[str, float]:
     done = finished(cell, measure)
     if done is not None:
         return done
-    plan = run_plan(cell.config, cell.folder)
-    train(plan)
+    ensure_all(cell.needs)
+    train(run_plan(cell.config, cell.folder))
     metrics = _evaluated(cell, measure)
     record = {"request": _request(cell, measure), "metrics": metrics}
     path = _record(cell, measure)
@@ -126,15 +155,21 @@ def measured(cell: Cell, measure: Measure) -> dict[str, float]:
 def _evaluated(cell: Cell, measure: Measure) -> dict[str, float]:
     from outmodal.launch.running import open_run
     from outmodal.train import encoder_tasks
+    from outmodal.train.evaluation import evaluate_run
+    from outmodal.train.missing import missing_task
     from outmodal.train.representations import open_encoder
 
     plan = open_run(cell.folder)[1]
     train, test = plan.data.train_split, measure.split or plan.data.eval_split
     probe = measure.probe.model_copy(update={"seed": cell.seed})
+    if cell.task == "classify":
+        return evaluate_run(plan, split=measure.split, bootstrap=_NONE).metrics
     with open_encoder(plan) as encoder:
-        if measure.task == "probe":
+        if cell.task == "missing":
+            return missing_task(encoder, train, test, probe, bootstrap=_NONE).metrics
+        if cell.task == "probe":
             return encoder_tasks.probe_task(encoder, train, test, probe).metrics
-        if measure.task == "retrieve":
+        if cell.task == "retrieve":
             return encoder_tasks.retrieve_task(encoder, test).metrics
         found = encoder_tasks.combinations_task(
             encoder, train, test, probe, which=_which(cell, measure), missing=measure.missing
@@ -148,10 +183,10 @@ def _which(cell: Cell, measure: Measure) -> Which:
 
 def _request(cell: Cell, measure: Measure) -> dict[str, Any]:
     """Everything that decides an evaluation beside the run."""
-    asked: dict[str, Any] = {"task": measure.task, "split": measure.split}
-    if measure.task != "retrieve":
+    asked: dict[str, Any] = {"task": cell.task, "split": measure.split}
+    if cell.task not in ("retrieve", "classify"):
         asked["probe"] = measure.probe.model_copy(update={"seed": cell.seed}).model_dump()
-    if measure.task == "combinations":
+    if cell.task == "combinations":
         asked |= {"subsets": _which(cell, measure), "missing": measure.missing}
     return asked
 
@@ -159,7 +194,7 @@ def _request(cell: Cell, measure: Measure) -> dict[str, Any]:
 def _record(cell: Cell, measure: Measure) -> Path:
     text = json.dumps(_request(cell, measure), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return cell.folder / "evaluation" / f"{measure.task}-{digest}.json"
+    return cell.folder / "evaluation" / f"{cell.task}-{digest}.json"
 
 
 @contextlib.contextmanager

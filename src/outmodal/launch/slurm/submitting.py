@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from outmodal.data.manifest import EMBEDDED, MANIFEST, Dataset
@@ -18,6 +18,7 @@ from outmodal.data.store_config import pipes_allowed
 from outmodal.data.stream import resolve_streams
 from outmodal.errors import UserError
 from outmodal.launch.cli import Outcome
+from outmodal.launch.code import FLAGS, OPTION, code_allowed
 from outmodal.launch.commands.submit import SubmitArgs
 from outmodal.launch.commands.train import take_option
 from outmodal.launch.config import RunConfig, dump_config, load_config, resolved_out
@@ -31,6 +32,7 @@ from outmodal.launch.slurm.cluster import (
 from outmodal.launch.slurm.follow import follow
 from outmodal.launch.slurm.profile import Profile, load_profile
 from outmodal.launch.slurm.script import Job, render
+from outmodal.train.methods.outside import OutsideSettings
 from outmodal.train.runfolder import changed_keys, untouched_keys
 
 _log = logging.getLogger(__name__)
@@ -48,12 +50,12 @@ def submit_training(recipe: str, options: SubmitArgs, overrides: Sequence[str]) 
     config = load_config(recipe, overrides)
     run = resolved_out(config, recipe)
     config = config.model_copy(update={"out": str(run)})
-    base = _free_name(run)
+    base, files = _free_name(run), _files(config)
     dataset = open_data(config.data)
     job = _job(
         options,
         profile,
-        arguments=("train", f"{base}.yaml", "--out", str(run), *_pipes()),
+        arguments=("train", f"{base}.yaml", "--out", str(run), *_code(files, base), *_pipes()),
         run=run,
         name=options.name or Path(recipe).stem,
         workers=config.data.workers,
@@ -62,7 +64,7 @@ def submit_training(recipe: str, options: SubmitArgs, overrides: Sequence[str]) 
     )
     check_ranks(config, dataset, run, job.ranks)
     _check_goes_on(config, run)
-    return _submit(job, profile, options, base, dump_config(config))
+    return _submit(job, profile, options, base, files)
 
 
 def submit_table(options: SubmitArgs, arguments: Sequence[str]) -> Outcome:
@@ -82,18 +84,37 @@ def submit_table(options: SubmitArgs, arguments: Sequence[str]) -> Outcome:
     job = _job(
         options,
         profile,
-        arguments=("reproduce", *rest, "--out", str(folder), *_pipes()),
+        arguments=("reproduce", *rest, "--out", str(folder), *_allowed(), *_pipes()),
         run=folder,
         name=options.name or "reproduce",
         workers=0,
         reads=(),
         done="",
     )
-    return _submit(job, profile, options, _free_name(folder), None)
+    return _submit(job, profile, options, _free_name(folder), {})
+
+
+def _files(config: RunConfig) -> dict[str, bytes]:
+    """What lies beside the script, by suffix: the configuration, and a copy of the code of a method
+    from outside, so that a job in the queue does not notice changes of either."""
+    files = {".yaml": dump_config(config).encode()}
+    if isinstance(config.method, OutsideSettings):
+        files[".py"] = config.method.source
+    return files
+
+
+def _code(files: Mapping[str, bytes], base: Path) -> tuple[str, ...]:
+    """The copy of the code is what the job's command names."""
+    return (OPTION, f"{base}.py") if ".py" in files else ()
+
+
+def _allowed() -> tuple[str, ...]:
+    """What this command was allowed, the job's command is too."""
+    return (FLAGS[0],) if code_allowed() else ()
 
 
 def _pipes() -> tuple[str, ...]:
-    """What this command was allowed, the job's command is too."""
+    """As `_allowed`, of addresses."""
     return ("--allow-pipe",) if pipes_allowed() else ()
 
 
@@ -203,7 +224,7 @@ def _free_name(run: Path) -> Path:
 
 
 def _submit(
-    job: Job, profile: Profile, options: SubmitArgs, base: Path, config: str | None
+    job: Job, profile: Profile, options: SubmitArgs, base: Path, files: Mapping[str, bytes]
 ) -> Outcome:
     script = render(job, profile)
     if options.dry_run:
@@ -212,7 +233,7 @@ def _submit(
     _check_cluster(job, profile)
     if options.follow and job.array:
         raise UserError("--follow shows one job, not an array: leave it out, and look at squeue")
-    path = _written(base, script, config)
+    path = _written(base, script, files)
     number = int(ask("sbatch", "--parsable", str(path)).split(";")[0])
     logs = base.parent / f"job-{number}.log"
     data = {"job": number, "run": str(job.run), "script": str(path), "log": str(logs)}
@@ -222,17 +243,16 @@ def _submit(
     return Outcome({**data, "state": end.state, "exit_code": end.code}, "", end.code)
 
 
-def _written(base: Path, script: str, config: str | None) -> Path:
-    """Write script and configuration beside the logs; the folder has to be writable anyway."""
+def _written(base: Path, script: str, files: Mapping[str, bytes]) -> Path:
+    """Write the script and what it reads beside the logs; the folder has to be writable anyway."""
     path = base.with_suffix(".sbatch")
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for target, text in ((base.with_suffix(".yaml"), config), (path, script)):
-            if text is not None:
-                with target.open("x", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
+        for suffix, content in {**files, path.suffix: script.encode()}.items():
+            with base.with_suffix(suffix).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
             f"cannot write the run folder {base.parent.parent}: {error.strerror or error}; free "
