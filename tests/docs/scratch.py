@@ -17,6 +17,7 @@ from outmodal.data.manifest import (
     write_manifest,
 )
 from outmodal.data.shards import ShardWriter
+from tests.data.build import imagenets
 from tests.data.tiny import RATE, WORDS
 from tests.docs.pages import ROOT, blocks
 from tests.models import hub_models
@@ -56,14 +57,15 @@ def prepare(root: Path) -> None:
     (root / "my-bucket").mkdir()
     (root / "my-bucket" / "features").symlink_to(root / "features")
     recordings(root / "my-recordings")
+    imagenets.downloads(root / "downloads")
     (root / "weights").mkdir()
     hub_models.clip(root / "CLIP_FOLDER")
     (root / "BERT_FOLDER").mkdir()
     hub_models.bert(root / "BERT_FOLDER")
     (root / "weights" / "clip").symlink_to(root / "CLIP_FOLDER")
-    for page in ("getting-started.md", "data-streaming.md"):
+    for page in ("getting-started.md", "data-streaming.md", "extending.md"):
         for block in blocks(ROOT / "docs" / page):
-            if block.language == "yaml":
+            if block.language == "yaml" or block.file.endswith(".py"):
                 (root / block.file).write_text(block.text, "utf-8")
 
 

@@ -42,6 +42,11 @@ class Rule:
     slow: bool = False
 
 
+ONE = "--epochs 1 --steps 2 --prepare_epochs 1 --seeds 1"
+PAIRS = {
+    **{"fashion-speech": "pairs", "--seeds": "", "3": "", "8": "2", "six-view": "views"},
+    **{"fashion-2000": "pairs", "engine.eval_every=0": "data.batch=16"},
+}
 CELLS = "--epochs 1 --steps 2 --probe.epochs 1 --objectives clip"
 RULES = (
     # the whole flow, of which there are tests elsewhere
@@ -57,6 +62,17 @@ RULES = (
         also="--dry-run",
         swap={"/shared/runs/cox": "submitted", "/shared/fashion": "features"},
     ),
+    Rule(
+        "outmodal submit synergy-",
+        "inner",
+        "--dry_run",
+        swap={
+            **{"submit": "train", "--nodes": "", "4": "", "--gpus-per-node": "", "8": ""},
+            **{"--time": "", "24:00:00": ""},
+        },
+        why="a thousand rows of ImageNet; tests/launch/test_synergy_recipes.py trains the recipes",
+    ),
+    Rule("outmodal submit reproduce", also="--dry-run"),
     Rule("outmodal submit", also="--dry-run --data.path features"),
     Rule(
         "torchrun .* outmodal embed",
@@ -82,23 +98,48 @@ RULES = (
     Rule("outmodal data check", also="--workers 0"),
     Rule("outmodal data (stats|show)"),
     Rule("outmodal data build six-view", slow=True),
-    Rule("outmodal data build fashion-speech", swap={"10000": "40", "2000": "20"}, slow=True),
+    Rule("outmodal data build imagenet"),
+    Rule(
+        "outmodal data build fashion-speech",
+        swap={"60000": "60", "10000": "40", "2000": "20", "1000": "20"},
+        slow=True,
+    ),
     # features
     Rule(r"outmodal embed .* imagebind", "text", why="the weights; tests/models/test_imagebind.py"),
     Rule("outmodal embed data", swap={"data": "pairs", "features": "made-features"}),
+    Rule("outmodal embed fashion-speech", swap={"fashion-speech": "pairs"}),
     Rule("outmodal embed"),
     # training
     Rule("outmodal train .* --(help|dry_run)"),
     Rule("outmodal train force.yaml .*--method.name erm", also="--engine.threads 1"),
     Rule("outmodal train force.yaml", also="--method.vib_hidden 32 --engine.threads 1"),
     Rule("outmodal train quickstart-align", swap={"data": "pairs", "6": "1"}, also=SMALL),
-    Rule("outmodal train align", swap={"fashion-speech-sample": "pairs"}, also=FEW),
+    Rule("outmodal train align ", swap={"fashion-speech-sample": "pairs"}, also=FEW),
+    Rule("outmodal train synergy-", also="--dry_run"),
     Rule("outmodal train fashion-synergy", swap={"fashion-speech": "pairs"}, also=FEW),
+    Rule(
+        "outmodal train fashion-mnist-synergy",
+        swap={
+            "fashion-mnist-synergy-$learner": "fashion-mnist-synergy-resnet",
+            "fashion-mnist-synergy-$learner-level3": "fashion-mnist-synergy-vit-level3",
+            "fashion-mnist": "pairs",
+            "MINILM_FOLDER": "BERT_FOLDER",
+            "$seed": "0",
+            "$alpha": "0.3",
+        },
+        also=FEW,
+        slow=True,
+    ),
     Rule("outmodal train six-view-m", swap={"six-view": "views"}, also=FEW),
     Rule(
         r"outmodal train cox --method.name \$method",
         swap={"$method": "erm", "$seed": "0", "runs/$method-$seed": "runs/erm-0"},
         also=LABELS,
+    ),
+    Rule(
+        "outmodal train cox-unsup --method.oom_init",
+        "text",
+        why="needs a tower of speech; tests/launch/test_cox_recipes.py has one",
     ),
     Rule("outmodal train cox", also=COX),
     Rule("outmodal train moco-cox", also=COX),
@@ -106,9 +147,15 @@ RULES = (
     Rule("outmodal train (erm|entmin|random|ssl|moco|freematch|mixtext)", also=LABELS),
     # looking at runs
     Rule("outmodal eval runs/ova --task combinations", also="--probe.epochs 1"),
+    Rule("outmodal eval runs/vit-b16", "text", why="tests/launch/eval/test_imagenet.py runs them"),
     Rule("outmodal eval"),
     Rule("outmodal export"),
     Rule("outmodal report"),
+    Rule("outmodal reproduce cox-table4 .* --plan", swap=PAIRS),
+    Rule("outmodal reproduce cox-", also=f"{ONE} --objectives erm", swap=PAIRS, slow=True),
+    Rule("outmodal reproduce ume-", also=f"{ONE} --objectives naive", swap=PAIRS, slow=True),
+    Rule("outmodal reproduce inf", also=f"{ONE} --objectives joint-train", swap=PAIRS, slow=True),
+    Rule("outmodal reproduce syn", also=f"{ONE} --objectives plain", swap=PAIRS, slow=True),
     Rule(
         "outmodal reproduce",
         also=CELLS,
@@ -134,6 +181,7 @@ RULES = (
     Rule("outmodal bench perceptors --size full", "text", why="gigabytes; the next one is run"),
     Rule("outmodal bench perceptors", also="--repeats 1 --rounds 1 --compile False", slow=True),
     Rule("outmodal bench data", "text", why="minutes; tests/launch/bench/test_data_bench.py"),
+    Rule("outmodal bench search", "text", why="minutes; tests/launch/bench/test_search.py"),
     Rule("outmodal bench train", "text", why="minutes; tests/launch/test_bench_train.py"),
     Rule("for |done", "text", why="the loop around commands that are run once"),
 )

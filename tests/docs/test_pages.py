@@ -97,7 +97,8 @@ def extended() -> dict[str, Any]:
     """What the examples of docs/extending.md define."""
     scope: dict[str, Any] = {}
     for block in blocks(ROOT / "docs" / "extending.md"):
-        assert block.language == "python"
+        if block.language != "python":
+            continue
         code = f"from __future__ import annotations\n{block.text}"
         scope["__name__"] = "extending"
         exec(compile(code, "extending.md", "exec", dont_inherit=True), scope)
@@ -144,7 +145,7 @@ def test_the_method_of_the_guide_steps(extended: dict[str, Any]) -> None:
     learner = run.learners[0].build()
     labels = {"train": np.arange(8) % 2, "test": np.arange(4) % 2}
     context = Context(0, 4, ("x", "y"), labels, {}, {"speech": learner}, "train", "test", 1)
-    config = resolved(extended, "SmoothConfig")(unknown="speech", label_fraction=1.0)
+    config = resolved(extended, "FocalConfig")(unknown="speech", label_fraction=1.0)
     method = config.build(context)
     shape = learner.config.input.shape
     everywhere = torch.ones(4, dtype=torch.bool)
