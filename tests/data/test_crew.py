@@ -62,13 +62,15 @@ def test_threads_start_with_the_first_job_and_end_with_the_crew() -> None:
 
 
 def test_jobs_that_were_not_begun_are_given_up_at_the_end() -> None:
-    crew, go = Crew(1), threading.Event()
+    crew, begun, go = Crew(1), threading.Event(), threading.Event()
 
     def wait(thread: int) -> int:
+        begun.set()
         go.wait()
         return 1
 
     first, second = crew.start([wait]), crew.start([wait])
+    begun.wait()
     ending = threading.Thread(target=crew.close)
     ending.start()
     with pytest.raises(RuntimeError, match="closed"):

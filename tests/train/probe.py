@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outmodal.base import Config
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.train import gather
 from outmodal.train.methods.base import Context, Method, Passes, Stage, StepOutput
+from outmodal.train.methods.settings import MethodSettings
 
 
-class ProbeConfig(Config):
+class ProbeConfig(MethodSettings):
     """Keys of the probe; `nan_steps` are steps whose loss is not a number."""
 
     name: Literal["probe"] = "probe"

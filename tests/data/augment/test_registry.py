@@ -186,7 +186,7 @@ def test_sampled_ones_follow_key_and_epoch() -> None:
         ({"name": "random_resized_crop", "scale": (0.9, 0.1)}, "lowest value first"),
         ({"name": "random_resized_crop", "scale": (0.0, 1.0)}, "greater than 0"),
         ({"name": "blur", "sigma": (0.0, 1.0)}, "greater than 0"),
-        ({"name": "rand_augment", "magnitude": 11}, "less than or equal to 10"),
+        ({"name": "rand_augment", "magnitude": 31}, "less than or equal to 30"),
         ({"name": "erasing", "fill": "pixel"}, "'constant' or 'noise'"),
         ({"name": "gain", "db": (3, -3)}, "lowest value first"),
         ({"name": "templates", "templates": ["a photo"]}, "expected {} once"),

@@ -109,7 +109,7 @@ def test_data_that_cannot_be_fused(tmp_path: Path, capsys: pytest.CaptureFixture
     modalities, half = ("force", "pose"), {"force": range(32), "pose": range(32, 64)}
     one = make_tiny(tmp_path / "one", 64, 4, modalities, test=20, classes=1)
     said = refused(one, "{name: ume_mma}", capsys)
-    assert "classification needs two or more" in said
+    assert "a classifier needs two at least" in said
     apart = make_tiny(tmp_path / "apart", 64, 4, modalities, test=20, missing=half)
     said = refused(apart, "{name: naive}", capsys)
     assert "none of the 64 training samples has 2 of force, pose" in said
