@@ -60,7 +60,8 @@ test: install-test debian
 
 # A real SLURM cluster on this host, other launchers, kernels compiled for a GPU that is not here.
 test-long: install-test triton-oldest debian
-	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m "cluster or long"
+	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest $(PARALLEL) -m "long and not cluster"
+	OUTMODAL_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m cluster
 
 lint: install-test
 	$(BIN)/ruff check src tests setup.py

@@ -96,6 +96,7 @@ def test_the_run_says_which_code_it_was(run: Path, place: Path) -> None:
     assert "focal" in json.dumps(logged(run, "train")[0])
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_trains_it_alike(run: Path, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     words = command(place, out, "--method.gamma", "3", code="my_method.py")

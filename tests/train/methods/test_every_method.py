@@ -57,7 +57,7 @@ def alone(server: ForkServer, rare: str, tmp_path_factory: pytest.TempPathFactor
     return run(server, tmp_path_factory.mktemp("alone") / "run", rare)
 
 
-@pytest.fixture(scope="module", params=["ddp", "zero2"])
+@pytest.fixture(scope="module", params=["ddp", pytest.param("zero2", marks=pytest.mark.long)])
 def two(
     request: pytest.FixtureRequest,
     server: ForkServer,
@@ -69,7 +69,7 @@ def two(
     return run(server, out, rare, 2, engine={"strategy": request.param})
 
 
-@pytest.fixture(scope="module", params=["within", pytest.param("last", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["within", "last"])
 def stopped(
     request: pytest.FixtureRequest,
     server: ForkServer,
@@ -133,6 +133,7 @@ def test_two_ranks_are_one(alone: Path, two: Path, name: str) -> None:
         assert torch.equal(kept, t) if exact else torch.allclose(kept, t, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(CASES))
 def test_it_goes_on_bit_for_bit_from_every_stage(alone: Path, stopped: Path, name: str) -> None:
     rows = [r for r in lines(alone / name) if r["split"] == "train"]

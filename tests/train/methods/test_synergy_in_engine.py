@@ -335,7 +335,8 @@ def test_level_3_without_a_single_description_ends_before_the_first_step(
     assert losses(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("latent_map", ["linear_ln", pytest.param("side", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("latent_map", ["linear_ln", "side"])
 def test_an_export_loads_without_outmodal_as_its_card_says(
     tmp_path: Path, latent_map: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
