@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from outmodal.data.draws import Draw, drawing, key_number
+from outmodal.data.draws import Draw, drawing, key_number, normal_quantiles
 
 DRAW = Draw(seed=7, epoch=3, view="image")
 CONSECUTIVE = torch.arange(4096)
@@ -117,6 +117,16 @@ def test_normals() -> None:
     assert stats.kstest(found.double().ravel().numpy(), "norm").pvalue > 1e-4
     assert torch.equal(DRAW.normals(HASHED[5:6], "op", 50), found[5:6])
     assert torch.isfinite(DRAW.normals(torch.arange(1000), "op", 2000)).all()
+
+
+def test_every_uniform_number_has_a_finite_quantile() -> None:
+    step = 2.0**-24
+    ends = torch.tensor([0.0, step, 0.5 - step, 0.5, 0.5 + step, 1 - 2 * step, 1 - step])
+    found = normal_quantiles(ends)
+    assert found.abs().max() < 5.5
+    assert torch.equal(found, found.sort().values)
+    assert found[0] < -5.2
+    assert found[-1] > 5.2
 
 
 def test_long_rows_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

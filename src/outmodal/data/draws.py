@@ -101,8 +101,7 @@ class Draw:
         """
         rows = max(1, _CHUNK // max(count, 1))
         parts = [
-            torch.special.ndtri(self.uniforms(part, op, count).add_(2.0**-25))
-            for part in torch.split(keys, rows)
+            normal_quantiles(self.uniforms(part, op, count)) for part in torch.split(keys, rows)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -110,6 +109,15 @@ class Draw:
         """Return 16 bytes that name this draw and the words; no two lists of words meet."""
         text = repr((self.seed, self.epoch, self.view, *words))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def normal_quantiles(uniform: Tensor) -> Tensor:
+    """Return the normal quantiles of multiples of 2^-24 in [0, 1), all of them finite.
+
+    Half a step is added, so that 0 is no infinity. At the other end that sum is rounded to 1,
+    whose quantile would be one.
+    """
+    return torch.special.ndtri((uniform + 2.0**-25).clamp_(max=1.0 - 2.0**-24))
 
 
 def drawing(draw: Draw | None) -> TypeGuard[Draw]:

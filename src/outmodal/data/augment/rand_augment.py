@@ -13,7 +13,7 @@ from torch.nn import functional
 from outmodal.data.augment import tables
 from outmodal.data.augment.affine import about_centre, move
 from outmodal.data.augment.base import Augment, Form, Probability, column, on_rows
-from outmodal.data.draws import Draw
+from outmodal.data.draws import Draw, normal_quantiles
 
 OPERATIONS = (
     "identity",
@@ -81,7 +81,7 @@ class RandAugment(Augment):
 
     def _level(self, uniform: Tensor) -> Tensor:
         """Return strengths [B] as shares of STRONGEST."""
-        drawn = self.magnitude + self.std * torch.special.ndtri(uniform + 2.0**-25)
+        drawn = self.magnitude + self.std * normal_quantiles(uniform)
         return torch.clamp(drawn, 0.0, max(STRONGEST, self.magnitude)) / STRONGEST
 
     def _factor(self, level: Tensor, side: Tensor) -> Tensor:
