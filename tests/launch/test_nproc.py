@@ -62,7 +62,10 @@ def alone(recipe: Path) -> list[float]:
     return losses(out)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", "zero2", *(pytest.param(s, marks=pytest.mark.long) for s in ("zero1", "zero3"))],
+)
 def test_two_processes_give_the_losses_of_one(
     recipe: Path, alone: list[float], tmp_path: Path, strategy: str
 ) -> None:

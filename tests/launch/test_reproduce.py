@@ -225,6 +225,7 @@ def test_a_table_that_is_asked_to_stop_goes_on(
     goes_on(arguments, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # two processes that import everything, and a resumed table
 def test_a_killed_table_goes_on(dataset: Dataset, recipe: str, tmp_path: Path) -> None:
     arguments = command(dataset, recipe, tmp_path, *FOUR)

@@ -17,6 +17,7 @@ from outmodal.launch.commands import bench
 SMALL = Settings(n=40, mo=60, d=8, k=2, checked=10)
 
 
+@pytest.mark.long
 def test_the_command_measures_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--n", "50", "--d", "16", "--k", "2", "--peer_n", "30", "--repeats", "1"]
     assert main(["bench", "search", *options, "--threads", "1", "--json"]) == 0

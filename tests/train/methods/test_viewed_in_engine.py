@@ -72,6 +72,7 @@ def test_it_trains_and_evaluates(alone: Path, name: str) -> None:
     assert all(v == v for v in values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ssl", *STATEFUL])
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_two_ranks_have_the_same_losses(
@@ -88,6 +89,7 @@ def test_two_ranks_have_the_same_losses(
             assert torch.allclose(t.double(), theirs[key].double(), atol=1e-4), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ssl_unsup", *STATEFUL])
 def test_a_stopped_run_goes_on_bit_for_bit(
     server: ForkServer, three: str, tmp_path: Path, alone: Path, name: str
