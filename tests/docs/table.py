@@ -46,6 +46,7 @@ ONE = "--epochs 1 --steps 2 --prepare_epochs 1 --seeds 1"
 PAIRS = {
     **{"fashion-speech": "pairs", "--seeds": "", "3": "", "8": "2", "six-view": "views"},
     **{"fashion-2000": "pairs", "engine.eval_every=0": "data.batch=16"},
+    **{"optim.schedule=cosine": "data.batch=16"},
 }
 CELLS = "--epochs 1 --steps 2 --probe.epochs 1 --objectives clip"
 RULES = (
