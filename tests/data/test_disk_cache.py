@@ -73,13 +73,16 @@ def on_disk(folder: Path) -> int:
         return 0
     with open(folder / "cache" / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for path in (folder / "cache").rglob("*"):
-            try:
-                status = path.lstat()
-            except FileNotFoundError:
-                continue
-            if path.suffix == ".tar" or path.parent.name == "coming":
-                sizes[status.st_ino] = status.st_size
+        try:
+            for path in (folder / "cache").rglob("*"):
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                if path.suffix == ".tar" or path.parent.name == "coming":
+                    sizes[status.st_ino] = status.st_size
+        finally:  # closing is not enough: a child that was forked meanwhile has the file open too
+            fcntl.flock(lock, fcntl.LOCK_UN)
     return sum(sizes.values())
 
 
