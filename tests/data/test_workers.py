@@ -143,9 +143,10 @@ def test_the_report_shows_what_a_hanging_worker_reads_and_where(
     with loader(dataset, workers=1) as reading:
         steps = reading.open_epoch([SPEC], seed=0, epoch=0, steps=6)
         threading.Thread(target=ask, args=(steps,), daemon=True).start()
-        while not reading.board.entries():
-            time.sleep(0.01)
-        text = report()
+        text, end = "", time.monotonic() + 60
+        while "in hang" not in text and time.monotonic() < end:  # it is on its way there
+            time.sleep(0.05)
+            text = report()
         assert "train-00000" in text
         assert "sample 'train-000" in text
         assert "--- loader worker 0 (process " in text
