@@ -117,7 +117,9 @@ def normal_quantiles(uniform: Tensor) -> Tensor:
     Half a step is added, so that 0 is no infinity. At the other end that sum is rounded to 1,
     whose quantile would be one.
     """
-    return torch.special.ndtri((uniform + 2.0**-25).clamp_(max=1.0 - 2.0**-24))
+    middles = (uniform + 2.0**-25).clamp_(max=1.0 - 2.0**-24)
+    quantiles: Tensor = torch.special.ndtri(middles)
+    return quantiles
 
 
 def drawing(draw: Draw | None) -> TypeGuard[Draw]:
