@@ -6,14 +6,12 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -34,13 +32,13 @@ from outmodal.data.encode import (
 )
 from outmodal.data.film import read_frames
 from outmodal.data.manifest import Kind, Modality
+from tests.fuzz.seeds import FILM, film, sound
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
 GREY = COLOUR[..., :1]
 DEEP = RNG.integers(0, 65536, (20, 24, 1), dtype=np.uint16)
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)).astype(np.float32)
-FILM = np.stack([np.full((16, 32, 3), value, np.uint8) for value in (10, 90, 170, 250)])
 
 
 def spec(kind: Kind, ext: str = "x", **more: Any) -> Modality:
@@ -50,23 +48,6 @@ def spec(kind: Kind, ext: str = "x", **more: Any) -> Modality:
 def picture(mode: str, form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(COLOUR).convert(mode).save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def sound(wave: NDArray[Any], form: str, subtype: str | None = None, rate: int = 8000) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format=form, subtype=subtype)
-    return buffer.getvalue()
-
-
-def film(form: str, codec: str) -> bytes:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=form) as out:
-        stream = out.add_stream(codec, rate=Fraction(25))
-        stream.height, stream.width, stream.pix_fmt = 16, 32, "yuv420p"
-        for frame in FILM:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
     return buffer.getvalue()
 
 

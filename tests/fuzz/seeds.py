@@ -40,10 +40,10 @@ def moving(form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def sound(wave: NDArray[Any], form: str, subtype: str | None = None) -> bytes:
+def sound(wave: NDArray[Any], form: str, subtype: str | None = None, rate: int = 8000) -> bytes:
     """A sound as libsndfile writes it."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave, 8000, format=form, subtype=subtype)
+    soundfile.write(buffer, wave, rate, format=form, subtype=subtype)
     return buffer.getvalue()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.tiny import make_tiny
 from tests.train.forked import ForkServer
 from tests.train.plans import tiny_data
 
@@ -22,6 +23,14 @@ def server() -> Iterator[ForkServer]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a data set with 96 + 20 samples of `pose`."""
     return tiny_data(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a data set with `force` and `pose`, 96 + 20 samples; some lack one."""
+    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
+    root = tmp_path_factory.mktemp("pairs") / "tiny"
+    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ from outmodal.data.inputs import VectorInput
 from outmodal.data.stream import StreamConfig
 from outmodal.models.learners import MlpLearner
 from outmodal.train.engine import EngineConfig
+from outmodal.train.methods import CoxConfig
 from outmodal.train.optim import OptimConfig
 from outmodal.train.run import RunPlan
 from tests.data.tiny import make_tiny
@@ -20,6 +21,19 @@ from tests.train.probe import ProbeConfig
 
 DIM = 7
 ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 1.0, "keep": 2}
+
+
+COX = CoxConfig(
+    unknown="pose",
+    known=("image",),
+    label_fraction=0.5,
+    select_fraction=0.5,
+    warmup_epochs=1,
+    vib_hidden=16,
+    vib_latent=8,
+    batch_anchors=4,
+)
+"""Learns `pose` from features of `image`, as small as it goes."""
 
 
 def tiny_data(root: Path, samples: int = 96) -> str:

@@ -13,23 +13,11 @@ from outmodal.errors import UserError
 from outmodal.models.embed import embed_dataset
 from outmodal.models.perceptors import ExportedPerceptor, HubPerceptor, load_perceptor
 from outmodal.models.perceptors.base import PerceptorBase
-from outmodal.train.methods import CoxConfig
 from outmodal.train.run import RunPlan, restore_method, train
 from tests.data.tiny import make_tiny
 from tests.models.encoders import export
 from tests.models.hub_models import clip
-from tests.train.plans import losses, tiny_plan
-
-COX = CoxConfig(
-    unknown="pose",
-    known=("image",),
-    label_fraction=0.5,
-    select_fraction=0.5,
-    warmup_epochs=1,
-    vib_hidden=16,
-    vib_latent=8,
-    batch_anchors=4,
-)
+from tests.train.plans import COX, losses, tiny_plan
 
 
 @pytest.fixture

@@ -14,23 +14,11 @@ from outmodal.models.perceptors import ExportedPerceptor
 from outmodal.models.perceptors.base import PerceptorBase
 from outmodal.train.evaluation import evaluate_run
 from outmodal.train.features import with_features
-from outmodal.train.methods import CoxConfig
 from outmodal.train.run import RunPlan, restore_method, train
 from tests.data.mixed import open_mix
 from tests.data.tiny import make_tiny
 from tests.models.encoders import export
-from tests.train.plans import losses, tiny_plan
-
-COX = CoxConfig(
-    unknown="pose",
-    known=("image",),
-    label_fraction=0.5,
-    select_fraction=0.5,
-    warmup_epochs=1,
-    vib_hidden=16,
-    vib_latent=8,
-    batch_anchors=4,
-)
+from tests.train.plans import COX, losses, tiny_plan
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.data.tiny import make_tiny
 from tests.train.forked import ForkServer
 from tests.train.methods.test_in_engine import job
 from tests.train.plans import lines, losses, newest
@@ -25,14 +24,6 @@ UNSUP: dict[str, Any] = {
     "centroid_min": 1,
 }
 STOPS = {"bootstrap": 3, "warmup": 9, "main": 15}  # of six steps an epoch: one, one, two epochs
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set with `force` to learn and `pose` known; some samples lack one."""
-    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
-    root = tmp_path_factory.mktemp("pairs") / "tiny"
-    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
 
 
 @pytest.fixture(scope="module")

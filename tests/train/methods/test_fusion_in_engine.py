@@ -8,21 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.data.tiny import make_tiny
 from tests.train.forked import ForkServer
 from tests.train.methods.test_in_engine import job
 from tests.train.plans import lines, newest
 
 UME = {"name": "ume_mma", "unimodal_epochs": 1, "complete_epochs": 1, "phase_lr_scale": 0.5}
 FROZEN = {"name": "ume_mma", "unimodal_epochs": 2, "freeze_encoders": True}
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """`force` and `pose`; some samples lack one."""
-    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
-    root = tmp_path_factory.mktemp("pairs") / "tiny"
-    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.data.tiny import make_tiny
 from tests.train.forked import ForkServer
 from tests.train.plans import lines, losses, newest
 
@@ -22,14 +21,6 @@ COX = {
     "vib_latent": 4,
     "warmup_epochs": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set with `force` to learn and `pose` known; some samples lack one."""
-    missing = {"force": range(0, 96, 11), "pose": range(5, 96, 13)}
-    root = tmp_path_factory.mktemp("pairs") / "tiny"
-    return str(make_tiny(root, 96, 4, ("force", "pose"), test=20, missing=missing).root)
 
 
 def job(out: Path, data: str, method: dict[str, Any], **engine: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from outmodal.models.heads import HeadConfig
 from outmodal.models.objectives import ClipConfig, ObjectiveConfig
 from outmodal.train.gather import ExchangeKind
 from outmodal.train.methods.base import Context
+from outmodal.train.methods.fusion_checks import read_modalities
 from outmodal.train.methods.settings import MethodSettings
 
 if TYPE_CHECKING:
@@ -66,20 +67,13 @@ def aligned_modalities(context: Context, config: AlignConfig) -> tuple[str, ...]
         UserError: Fewer than two; one that is neither learned nor a vector; a headless one that
             does not fit.
     """
-    names = config.modalities or tuple(context.learners) or tuple(context.dims)
+    names = read_modalities(context, config.modalities)
     if len(set(names)) < 2:
         raise UserError(
             f"method align needs two or more modalities, got {', '.join(names) or '-'}: add "
             "entries to `learners`, or name more, vectors of the data set too, in "
             "method.modalities"
         )
-    known = {*context.learners, *context.dims}
-    for m in names:
-        if m not in known:
-            raise UserError(
-                f"method.modalities has '{m}' but no learner encodes it and it is no vector of "
-                f"the data set{nearest(m, known)}"
-            )
     for m in config.headless:
         _check_headless(context, config, names, m)
     return names

@@ -18,6 +18,23 @@ LOOKED_AT = 256
 """Training samples that a look before training reads, unless it finds something wrong."""
 
 
+def read_modalities(context: Context, named: Sequence[str]) -> tuple[str, ...]:
+    """`method.modalities`; where it is empty every learner's, else every vector.
+
+    Raises:
+        UserError: One that is neither learned nor a vector.
+    """
+    names = tuple(named) or tuple(context.learners) or tuple(context.dims)
+    known = {*context.learners, *context.dims}
+    for m in names:
+        if m not in known:
+            raise UserError(
+                f"method.modalities has '{m}' but no learner encodes it and it is no vector of "
+                f"the data set{nearest(m, known)}"
+            )
+    return names
+
+
 def fused_modalities(
     context: Context, named: Sequence[str], scaled: Sequence[str], least: int = 2
 ) -> tuple[str, ...]:
@@ -33,14 +50,7 @@ def fused_modalities(
         UserError: Fewer than `least`, one twice, or one that is neither learned nor a vector; a
             learning rate of one that is not fused.
     """
-    names = tuple(named) or tuple(context.learners) or tuple(context.dims)
-    known = {*context.learners, *context.dims}
-    for m in names:
-        if m not in known:
-            raise UserError(
-                f"method.modalities has '{m}' but no learner encodes it and it is no vector of "
-                f"the data set{nearest(m, known)}"
-            )
+    names = read_modalities(context, named)
     if len(set(names)) < len(names):
         raise UserError(f"method.modalities names one of {', '.join(names)} twice: leave one out")
     if len(names) < least:
