@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from outmodal.data import workers
 from outmodal.data.arrays import VectorInput
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.data.board import report
@@ -127,30 +128,60 @@ def test_a_worker_that_is_killed_while_it_waits(dataset: Dataset) -> None:
             list(reading.open_epoch([SPEC], seed=0, epoch=0, steps=6))
 
 
-def hang(*_: Any) -> None:
-    time.sleep(600)
-
-
 def ask(steps: Iterator[Any]) -> None:
     with contextlib.suppress(Exception):  # its loader is closed meanwhile
         next(steps)
 
 
 def test_the_report_shows_what_a_hanging_worker_reads_and_where(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    hangs = tmp_path / "hangs"
+
+    def hang(*_: Any) -> None:
+        hangs.touch()
+        time.sleep(600)
+
     monkeypatch.setattr(Reader, "_facts", hang)
     with loader(dataset, workers=1) as reading:
         steps = reading.open_epoch([SPEC], seed=0, epoch=0, steps=6)
         threading.Thread(target=ask, args=(steps,), daemon=True).start()
-        text, end = "", time.monotonic() + 60
-        while "in hang" not in text and time.monotonic() < end:  # it is on its way there
-            time.sleep(0.05)
-            text = report()
+        wait_for(hangs)
+        text = report()
         assert "train-00000" in text
         assert "sample 'train-000" in text
         assert "--- loader worker 0 (process " in text
         assert "in hang" in text
+
+
+def test_a_worker_that_is_asked_for_its_stacks_before_it_is_set_up_lives(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, begun, original = tmp_path / "asked", tmp_path / "begun", workers._ignore_signals
+
+    def slow() -> None:
+        begun.touch()
+        wait_for(asked)
+        original()
+
+    monkeypatch.setattr(workers, "_ignore_signals", slow)
+    with loader(dataset, workers=1) as reading:
+        steps = reading.open_epoch([SPEC], seed=0, epoch=0, steps=6)
+        got: list[Any] = []
+        taker = threading.Thread(target=lambda: got.extend(steps))
+        taker.start()
+        wait_for(begun)
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGUSR2)
+        asked.touch()
+        taker.join(60)
+        assert len(got) == 6
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} has not come"
+        time.sleep(0.01)
 
 
 def test_threads_are_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -43,6 +44,7 @@ AHEAD = 2
 """Steps that each worker prepares ahead."""
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_SHOW_STACKS = signal.SIGUSR2
 _STACK_WAIT = 2.0  # seconds for a worker to show its stacks
 
 
@@ -197,6 +199,16 @@ class WorkerPool:
     def _fork(self) -> None:
         context = multiprocessing.get_context("fork")
         settled = threading.current_thread() is threading.main_thread()
+        # a worker that is asked for its stacks before it can show them answers late, and not by
+        # ending, which is what the signal means to a process that has not set itself up
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {_SHOW_STACKS})
+        try:
+            self._fork_all(context, settled)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _close_at_exit(self)
+
+    def _fork_all(self, context: ForkContext, settled: bool) -> None:
         for number in range(self._count):
             ours, theirs = context.Pipe(duplex=True)
             stacks = _memory("stacks")
@@ -210,7 +222,6 @@ class WorkerPool:
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours, stacks))
-        _close_at_exit(self)
 
 
 def _memory(name: str) -> int:
@@ -223,7 +234,7 @@ def _stacks_of(number: int, worker: _Worker) -> str:
         return f"{title} has ended"
     os.ftruncate(worker.stacks, 0)
     os.lseek(worker.stacks, 0, os.SEEK_SET)
-    os.kill(int(worker.process.pid or 0), signal.SIGUSR2)
+    os.kill(int(worker.process.pid or 0), _SHOW_STACKS)
     end, size = time.monotonic() + _STACK_WAIT, 0
     while time.monotonic() < end:
         time.sleep(0.05)
@@ -264,7 +275,8 @@ def _serve(
     _ignore_signals()
     if settled:
         _die_with_parent()
-    faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
+    faulthandler.register(_SHOW_STACKS, file=stacks, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SHOW_STACKS})
     torch.set_num_threads(1)
     reader.settle(number)
     with contextlib.suppress(EOFError, OSError):
