@@ -150,14 +150,14 @@ def test_helpers_speak_by_sentences_or_features(dataset: Dataset, recipe: str) -
 
 def test_helpers_hear_other_recordings_with_noise(tmp_path: Path, recipe: str) -> None:
     """Table 5 of the paper: sounds are disturbed, pictures are only shuffled."""
-    heard = make_data(tmp_path / "heard", modalities=("audio", "image", "pose"), samples=12)
+    heard = make_data(tmp_path / "heard", modalities=("speech", "image", "pose"), samples=12)
     cells = plan(heard, recipe, "synergy-table3").cells
     noise = {}
     for cell in cells:
         features = cell.needs[-1]
         assert isinstance(features, Features)
         noise[cell.column.known[0]] = [p.noise_std for p in features.perceptors]
-    assert noise == {"audio": [0.0316], "image": [0.0], "pose": [0.0]}
+    assert noise == {"speech": [0.0316], "image": [0.0], "pose": [0.0]}
 
 
 @pytest.mark.parametrize(
