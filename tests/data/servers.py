@@ -41,10 +41,16 @@ http {{
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of loopback that nobody else gets, and where nobody listens.
+
+    A program that sets SO_REUSEADDR, as servers do, may still listen there.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 @contextmanager
@@ -58,11 +64,11 @@ def running(command: list[str], port: int, **options: Any) -> Iterator[None]:
         yield
     finally:
         program.send_signal(signal.SIGTERM)
-        program.wait(20)
+        program.wait(120)
 
 
 def _wait(program: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while time.monotonic() < end:
         assert program.poll() is None, f"{program.args} ended with {program.returncode}"
         with socket.socket() as probe:
@@ -76,7 +82,11 @@ def _wait(program: subprocess.Popen[bytes], port: int) -> None:
 def nginx(root: Path, folder: Path) -> Iterator[str]:
     """The address of `root`, served by nginx; its own files lie in `folder`."""
     folder.mkdir()
-    port = free_port()
+    with held_port() as port:
+        yield from _nginx(root, folder, port)
+
+
+def _nginx(root: Path, folder: Path, port: int) -> Iterator[str]:
     config = folder / "nginx.conf"
     # As root it would serve as another user, who must not enter root's temporary folders.
     head = "user root;\n" if os.geteuid() == 0 else ""
@@ -90,10 +100,10 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The address of an S3 server without contents."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, port):
-        yield f"http://127.0.0.1:{port}"
+    with held_port() as port:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        with running(command, port):
+            yield f"http://127.0.0.1:{port}"
 
 
 class Faults:
@@ -121,6 +131,9 @@ class Faults:
         self.asked: list[tuple[str, str | None]] = []
         self.only = ".tar"
         """Faults meet paths with this end."""
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+        """Set at the end of the server, which nothing pauses any more."""
 
     def shards(self) -> list[str | None]:
         """The ranges that were asked of shards."""
@@ -154,6 +167,7 @@ def faulty(root: Path) -> Iterator[tuple[str, Faults]]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", faults
     finally:
+        faults.over.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -167,9 +181,12 @@ def _answer(request: BaseHTTPRequestHandler, root: Path, faults: Faults) -> None
     span = request.headers.get("Range")
     faults.asked.append((request.path, span))
     struck = request.path.endswith(faults.only)
-    if struck and faults.statuses:
-        faults.statuses -= 1
-        _head(request, faults.status, 0)
+    with faults.lock:
+        refused = struck and faults.statuses != 0
+        faults.statuses -= refused
+        status = faults.status
+    if refused:
+        _head(request, status, 0)
         return
     file = root / request.path.lstrip("/")
     data = faults.replace.get(request.path) or (file.read_bytes() if file.is_file() else None)
@@ -190,15 +207,16 @@ def _answer(request: BaseHTTPRequestHandler, root: Path, faults: Faults) -> None
 
 def _send(request: BaseHTTPRequestHandler, body: bytes, part: str, faults: Faults) -> None:
     pause, size = faults.pause, len(body)
-    if faults.cut is not None and faults.cuts and size > faults.cut:
-        faults.cuts -= 1
-        body = body[: faults.cut]
-        request.close_connection = True
+    with faults.lock:
+        if faults.cut is not None and faults.cuts and size > faults.cut:
+            faults.cuts -= 1
+            body = body[: faults.cut]
+            request.close_connection = True
     if part:
         _head(request, 206, size, **{"ETag": faults.tag, "Content-Range": part})
     else:
         _head(request, 200, size, ETag=faults.tag)
-    time.sleep(pause)
+    faults.over.wait(pause)
     try:
         request.wfile.write(body)
     except OSError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 
 from outmodal.data import board as board_module
 from outmodal.data.board import SLOT, Board, Slot
@@ -49,6 +51,32 @@ def test_what_a_killed_process_read_is_still_there() -> None:
     (entry,) = board.entries()
     assert process.exitcode == -signal.SIGKILL
     assert str(entry).startswith("reader 0.0 (process 99): train-000007.tar, sample 'k042', for ")
+
+
+def test_boards_are_made_while_another_thread_reports() -> None:
+    """A report comes from a thread of its own, whatever the training does meanwhile."""
+    done, failures = threading.Event(), list[BaseException]()
+    held = [Board(1, 1) for _ in range(200)]
+
+    def report() -> None:
+        while not done.is_set():
+            try:
+                board_module.readings()
+            except RuntimeError as error:
+                failures.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reporter = threading.Thread(target=report)
+    reporter.start()
+    try:
+        for _ in range(3000):
+            held.append(Board(1, 1))
+    finally:
+        done.set()
+        reporter.join()
+        sys.setswitchinterval(before)
+    assert failures == []
 
 
 class Stacks:

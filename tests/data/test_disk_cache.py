@@ -50,7 +50,7 @@ def server(local: Dataset) -> Iterator[tuple[str, Faults]]:
 
 
 def config(folder: Path, **changes: Any) -> RemoteConfig:
-    fields = {"retries": 2, "pause": 0.01, "timeout": 20.0, **changes}
+    fields = {"retries": 2, "pause": 0.01, "timeout": 120.0, **changes}
     return RemoteConfig(cache=str(folder / "cache"), **fields)
 
 
@@ -138,7 +138,7 @@ def finish(children: list[Any]) -> None:
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(240)
     assert [child.exitcode for child in children] == [0] * len(children)
 
 
@@ -190,6 +190,7 @@ def test_the_limit_holds_while_many_write(server: Any, local: Dataset, tmp_path:
     finally:
         done.set()
         watcher.join()
+    most = max(most, on_disk(tmp_path))  # the watcher may have had no turn
     assert 0 < most <= limit * 1e9
     cache = DiskCache(tmp_path / "cache", int(limit * 1e9))
     assert cache.usage() == on_disk(tmp_path) <= limit * 1e9
@@ -201,27 +202,28 @@ def test_a_killed_download_leaves_nothing_that_matters(
 ) -> None:
     address, faults = server
     dataset = open_dataset(address, remote=config(tmp_path, cache_gb=limit_of(local, 1.5)))
-    faults.pause = 60.0
+    faults.pause = 600.0
+    left: list[Path] = []
     for _ in range(3):
         child = FORK.Process(target=_reads_all, args=(dataset, local, [0]))
         child.start()
-        end = time.monotonic() + 60
-        while not _coming(tmp_path) and time.monotonic() < end:
+        end = time.monotonic() + 120
+        while not set(_coming(tmp_path)) - set(left):  # an earlier one left its own
+            assert time.monotonic() < end
             time.sleep(0.01)
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        assert len(coming(tmp_path)) == 1  # one at most: the next removes it
-        faults.pause = 60.0
+        left = coming(tmp_path)
+        assert len(left) == 1  # one at most: the next removes it
     faults.pause = 0.0
     assert read(dataset, 1) == read(local, 1)
     assert coming(tmp_path) == []
     assert read(dataset, 0) == read(local, 0)
 
 
-def _coming(folder: Path) -> bool:
-    place = folder / "cache" / "coming"
-    return place.is_dir() and any(place.iterdir())
+def _coming(folder: Path) -> list[Path]:
+    return coming(folder) if (folder / "cache" / "coming").is_dir() else []
 
 
 @pytest.mark.long
@@ -325,10 +327,11 @@ def test_a_folder_that_cannot_be_made_is_named(server: Any, tmp_path: Path) -> N
 
 
 def test_who_waits_for_a_process_that_does_not_get_on_reads_from_the_network(
-    server: Any, local: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = config(tmp_path, timeout=0.5, connect_timeout=0.5)
-    dataset = open_dataset(server[0], remote=settings)
+    server: Any, local: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(disk_cache, "_patience", lambda _: 0.5)
+    dataset = open_dataset(server[0], remote=config(tmp_path))
     locks = tmp_path / "cache" / "locks"
     locks.mkdir(parents=True)
     with open(locks / shards(local)[0].sha256[:2], "wb") as stuck:

@@ -27,6 +27,15 @@ SPECS = [
 ]
 
 
+EARLIER: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def earlier() -> None:
+    EARLIER.clear()
+    EARLIER.update(threading.enumerate())
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_tiny(tmp_path_factory.mktemp("feed"), 64, 5, ("pose",), test=11)
@@ -66,28 +75,31 @@ def test_rows_keep_their_order_with_any_number_of_threads(
 def test_expensive_samples_move_to_threads_in_the_middle_of_an_epoch(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want, seen = epoch(dataset), set()
+    want = epoch(dataset)
+    seen = {name: threading.Event() for name in ("MainThread", "decode-0", "decode-1")}
     original = Reader._facts
 
     def facts(self: Reader, *args: Any) -> Any:
-        seen.add(threading.current_thread().name)
+        name = threading.current_thread().name
+        seen[name].set()
+        if name != "MainThread":  # a thread alone must not do all the work
+            assert all(seen[other].wait(60) for other in ("decode-0", "decode-1"))
         time.sleep(0.001)
         return original(self, *args)
 
     monkeypatch.setattr(Reader, "_facts", facts)
     monkeypatch.setattr(stream_module, "choose_threads", lambda *_: 2)
     assert_same(epoch(dataset), want)
-    assert {"MainThread", "decode-0", "decode-1"} <= seen
+    assert all(thread.is_set() for thread in seen.values())
 
 
 def test_cheap_samples_stay_in_the_training_thread(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "CHEAP", 1e9)
-    before = threading.active_count()
     with loader(dataset) as reading:
         for _ in reading.open_epoch(SPECS, seed=2, epoch=1, steps=9):
-            assert threading.active_count() == before
+            assert readers() == []
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -100,7 +112,8 @@ def test_a_pass_with_threads_holds_every_sample_once(dataset: Dataset, threads: 
 
 
 def readers() -> list[str]:
-    names = (thread.name for thread in threading.enumerate())
+    """Names of the threads that read, but for those that were there before the test."""
+    names = (thread.name for thread in threading.enumerate() if thread not in EARLIER)
     return [name for name in names if name.startswith(("decode", "batches"))]
 
 

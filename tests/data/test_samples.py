@@ -20,6 +20,9 @@ from outmodal.data.batch import Batch, StreamSpec, View
 from outmodal.data.draws import Draw
 from outmodal.data.manifest import Dataset, Modality
 from outmodal.data.memory import memory_bound
+from outmodal.data.plan import Layout
+from outmodal.data.samples import FAR_SWEEP, Column, Reader
+from outmodal.data.skips import SkipLedger
 from outmodal.data.store_local import LocalShard
 from outmodal.data.stream import Loader, StreamConfig
 from outmodal.data.transform import Transform, Value
@@ -207,6 +210,30 @@ def test_far_shards_are_read_ahead_in_few_sweeps(
     assert_same(near, far)
     assert sum(calls) == sum(singly) == 48
     assert len(calls) < len(singly) / 2
+
+
+def test_rows_that_are_asked_for_out_of_turn_are_read_once(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that decode come to a block's rows in any order."""
+    calls: list[int] = []
+    original = samples_module.read_shard
+
+    def reading(place: Any, *, select: Any) -> Iterator[Any]:
+        calls.append(len(select))
+        return original(place, select=select)
+
+    monkeypatch.setattr(samples_module, "read_shard", reading)
+    monkeypatch.setattr(LocalShard, "gap", property(lambda self: 1 << 20))
+    columns = (Column("pose", "pose"),)
+    picks = Layout(tuple(i.samples for i in dataset.split("train").shards)).picks(np.arange(48))
+    reader = Reader(dataset, {"pose": Noisy(dataset)}, 0, SkipLedger(0))
+    block = reader.open("train", columns, picks)
+    assert [block.sample(j).index for j in (1, 0)] == [1, 0]
+    assert sum(calls) == FAR_SWEEP + 1  # all but the first from 1 on, and the first
+    order = [3, 2, *range(4, 30), 34, 33, 31, 30, 32, 36, 35, *range(37, 48)]
+    assert [block.sample(j).index for j in order] == order
+    assert sum(calls) == 48
 
 
 def resident() -> int:

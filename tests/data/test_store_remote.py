@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from outmodal.data.shard_index import _scan
 from outmodal.data.shards import ShardDamage, read_shard
 from outmodal.data.store import StoreError
 from outmodal.data.store_config import CHOSEN, RemoteConfig
+from outmodal.data.store_remote import RemoteShard
 from outmodal.data.stream import Loader, StreamConfig
 from outmodal.errors import UserError
-from tests.data.servers import Faults, faulty, free_port, nginx, s3_server
+from tests.data.servers import Faults, faulty, held_port, nginx, s3_server
 from tests.data.tiny import make_tiny
 
-FAST = RemoteConfig(retries=3, pause=0.01, timeout=20, connect_timeout=5)
+FAST = RemoteConfig(retries=3, pause=0.01, timeout=120, connect_timeout=120)
 KEYS = {
     "AWS_ACCESS_KEY_ID": "one",
     "AWS_SECRET_ACCESS_KEY": "two",
@@ -123,10 +125,11 @@ def test_s3_gives_what_the_folder_gives(
 
 
 def test_s3_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     config = FAST.model_copy(update={"retries": 1})
-    with pytest.raises(StoreError, match=r"tried 2 times.*data\.remote\.retries"):
-        remote("s3://shelf/a/set", config)
+    with held_port() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(StoreError, match=r"tried 2 times.*data\.remote\.retries"):
+            remote("s3://shelf/a/set", config)
 
 
 @pytest.mark.parametrize("kind", ["", "file://"])
@@ -234,17 +237,20 @@ def test_a_missing_shard_and_a_missing_set_are_named(server: Any) -> None:
 
 def test_a_refused_connection(local: Dataset) -> None:
     config = FAST.model_copy(update={"retries": 1})
-    with pytest.raises(StoreError, match=r"(?i)connect.*tried 2 times"):
-        remote(f"http://127.0.0.1:{free_port()}/set", config)
+    with held_port() as port:
+        with pytest.raises(StoreError, match=r"(?i)connect.*tried 2 times"):
+            remote(f"http://127.0.0.1:{port}/set", config)
 
 
 def test_a_server_that_hangs(server: Any) -> None:
     address, faults = server
-    config = FAST.model_copy(update={"retries": 1, "timeout": 0.3})
-    dataset = remote(address, config)
-    faults.pause = 5.0
+    dataset = remote(address)  # with time enough: only what follows must not come in time
+    hasty = FAST.model_copy(update={"retries": 1, "timeout": 0.3})
+    place = dataset.shard(dataset.split("train").shards[0])
+    assert isinstance(place, RemoteShard)
+    faults.pause = 600.0
     with pytest.raises(StoreError, match=r"no answer in time.*data\.remote\.timeout"):
-        samples(dataset)
+        list(read_shard(replace(place, config=hasty)))
 
 
 def test_redirects(web: str, local: Dataset) -> None:
@@ -369,11 +375,29 @@ def test_a_forked_process_opens_its_own_connections(web: str, local: Dataset) ->
     children = [context.Process(target=_count, args=(dataset, answers)) for _ in range(2)]
     for child in children:
         child.start()
-    assert [answers.get(timeout=60) for _ in children] == [40, 40]
+    assert [answers.get(timeout=200) for _ in children] == [40, 40]
     for child in children:
         child.join(60)
         assert child.exitcode == 0
     assert len(samples(dataset)) == 40
+
+
+def remember(answers: Any) -> None:
+    store_remote.remember_tag("http://host/a.tar", "one")
+    answers.put(store_remote.known_tag("http://host/a.tar"))
+
+
+def test_a_process_that_is_forked_while_a_thread_notes_a_tag_is_not_stuck() -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    with store_remote._tags_lock:  # as a thread of the parent that has no turn now
+        child = context.Process(target=remember, args=(answers,))
+        child.start()
+    try:
+        assert answers.get(timeout=100) == "one"
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_missing_packages_have_a_remedy(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def in_a_child(work: Callable[[], object]) -> int:
     """Run in a forked process; returns the signal that ended it, 0 if none did."""
     child = os.fork()
     if child == 0:
-        signal.alarm(120)
+        signal.alarm(250)
         torch.set_num_threads(1)
         try:
             work()

@@ -19,7 +19,7 @@ SLOT = 512
 _HEAD = struct.Struct("<IdHH")  # process id, since when, bytes of the shard's name, of the key
 _ROOM = SLOT - _HEAD.size
 
-_boards: weakref.WeakSet[Board] = weakref.WeakSet()
+_boards: weakref.WeakKeyDictionary[Board, None] = weakref.WeakKeyDictionary()
 _more: weakref.WeakKeyDictionary[Board, weakref.WeakMethod[Callable[[], str]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -80,7 +80,7 @@ class Board:
     def __init__(self, workers: int, threads: int) -> None:
         self._workers, self._threads = workers, threads
         self._memory = mmap.mmap(-1, max(1, workers * threads) * SLOT)
-        _boards.add(self)
+        _boards[self] = None
 
     def slot(self, worker: int, thread: int, pid: int) -> Slot:
         """The place of one reader."""
@@ -107,15 +107,20 @@ class Board:
         _more[self] = weakref.WeakMethod(more)
 
 
+def _known() -> list[Board]:
+    """The boards that there are: a copy made in one step, as other threads make boards."""
+    return [board for found in _boards.keyrefs() if (board := found()) is not None]
+
+
 def readings() -> str:
     """What all readers of this process's loaders do."""
-    return "\n".join(str(entry) for board in list(_boards) for entry in board.entries())
+    return "\n".join(str(entry) for board in _known() for entry in board.entries())
 
 
 def report() -> str:
     """What all readers of this process's loaders do, and the stacks of their workers."""
     parts = [readings()]
-    for board in list(_boards):
+    for board in _known():
         more = _more[board]() if board in _more else None
         if more is not None:
             parts.append(more())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 
@@ -18,10 +19,10 @@ def cache_dir() -> Path:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that readers see either the old file or the whole new one.
 
-    The temporary name holds the process id, so that two processes that derive the same file
+    The temporary name is drawn, so that processes, threads and machines that derive the same file
     do not write into each other's; the last one wins. Raises OSError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)

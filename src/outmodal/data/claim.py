@@ -16,9 +16,22 @@ from typing import Any
 
 from outmodal.data.cache import write_atomic
 from outmodal.data.manifest import MANIFEST
+from outmodal.data.orphans import wait_for_orphans
 from outmodal.errors import UserError
 
 _REQUEST = "request.json"
+
+_held: set[int] = set()  # handles with this process's locks
+
+
+def _after_fork() -> None:
+    """Leave the locks to the parent: else a child would keep them when the parent is killed."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -56,12 +69,17 @@ def claimed(out: Path, work: str, request: Mapping[str, Any]) -> Iterator[None]:
         _refuse_foreign(out, work)
     records.mkdir(parents=True, exist_ok=True)
     handle = os.open(records, os.O_RDONLY)
+    _held.add(handle)
     try:
         _lock(handle, out)
+        wait_for_orphans(out)
         _compare(out, records / _REQUEST, json.loads(json.dumps(request)))
         yield
-    finally:
-        os.close(handle)  # gives the lock back; so does the end of the process
+    finally:  # gives the lock back; so does the end of the process
+        if handle in _held:
+            _held.remove(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # also where a child has it
+            os.close(handle)
 
 
 def _refuse_foreign(out: Path, work: str) -> None:

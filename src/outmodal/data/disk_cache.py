@@ -148,7 +148,7 @@ class DiskCache:
     def _lock_of(self, wanted: Download) -> Iterator[bool]:
         """Hold the lock of a shard. False if its holder does not get on for longer than a
         request may take."""
-        patience = 2 * wanted.config.timeout + wanted.config.connect_timeout
+        patience = _patience(wanted.config)
         with open(self.folder / "locks" / wanted.sha256[:2], "wb") as lock:
             last, since = -1, time.monotonic()
             while not (mine := _try_lock(lock.fileno())):
@@ -310,6 +310,11 @@ class _Sink:
         self._partial.write(data)
         self.digest.update(data)
         self.at += len(data)
+
+
+def _patience(config: RemoteConfig) -> float:
+    """Seconds without a byte after which a download is taken for one that does not get on."""
+    return 2 * config.timeout + config.connect_timeout
 
 
 def _files(folder: Path) -> list[Path]:

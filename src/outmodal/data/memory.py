@@ -9,7 +9,7 @@ from outmodal.data.batch import StreamSpec
 from outmodal.data.feed import UNDER_WAY
 from outmodal.data.manifest import Dataset
 from outmodal.data.sample_cache import OVERHEAD
-from outmodal.data.samples import FAR_SWEEP
+from outmodal.data.samples import FAR_SWEEP, OUT_OF_TURN
 from outmodal.data.stream import StreamConfig
 from outmodal.data.transform import Transform
 from outmodal.data.workers import AHEAD
@@ -54,7 +54,7 @@ def memory_bound(
         rows = -(-spec.batch // world)
         total += rows * (AHEAD + UNDER_WAY + 1) * (2 * compact + encoded)
         if shards and dataset.shard(shards[0]).gap > 0:
-            total += FAR_SWEEP * max(cfg.streams, rows) * encoded
+            total += (FAR_SWEEP + 2 * OUT_OF_TURN) * max(cfg.streams, rows) * encoded
         indexed = min(len(shards), INDEXED_SHARDS) * (samples // max(1, len(shards)))
         total += readers * indexed * _INDEX_ROW
     return total

@@ -25,6 +25,7 @@ from outmodal.data.check_shard import Found, Problem, check_shard
 from outmodal.data.claim import claimed, writing
 from outmodal.data.labels import LABEL, LABEL_BYTES
 from outmodal.data.manifest import Dataset, ShardInfo, SplitInfo, write_manifest
+from outmodal.data.orphans import at_work
 from outmodal.data.shard_index_file import index_name, label_array, write_index
 from outmodal.data.shard_writer import ShardWriter
 from outmodal.data.shards import ShardDamage, read_members, read_shard, scan_shard
@@ -173,10 +174,15 @@ def _died(shard: ShardInfo) -> Mended:
 
 def _mend(place: ShardPlace, expected: Expected, shard: ShardInfo, out: Path) -> Mended:
     """Check and write one shard, unless an earlier run did; the record comes last."""
-    record = out / _WORK / f"{shard.file}.json"
-    done = _recorded(record, out)
-    if done is not None:
-        return done
+    with at_work(out):
+        record = out / _WORK / f"{shard.file}.json"
+        done = _recorded(record, out)
+        return _mended(place, expected, shard, out, record) if done is None else done
+
+
+def _mended(
+    place: ShardPlace, expected: Expected, shard: ShardInfo, out: Path, record: Path
+) -> Mended:
     found = check_shard(place, expected, shard)
     if any(problem.kind in _LOST for problem in found.problems):
         reasons = tuple(LeftOut(shard.file, "", problem.detail) for problem in found.problems)

@@ -32,6 +32,9 @@ TARGET_SPEC = Modality(kind="vector", ext="npy")
 FAR_SWEEP = 32
 """Samples of a stream that are read at once from a shard that is far away."""
 
+OUT_OF_TURN = 8
+"""Samples before and behind the last sweep that stay: threads come to them in any order."""
+
 _FAR_GAP = 4096
 
 
@@ -347,12 +350,20 @@ class Block:
             return dict(self._read(absent, thread))
         with self._lock:
             if any(int(self._picks.index[j]) not in self._held for j in absent):
-                sweep = range(absent[0], min(len(self), absent[0] + FAR_SWEEP))
-                wanted = sorted({*absent, *sweep})
-                self._held = dict(self._read(wanted, thread))
+                self._sweep(absent, thread)
             return {
                 i: self._held[i] for j in absent if (i := int(self._picks.index[j])) in self._held
             }
+
+    def _sweep(self, absent: Sequence[int], thread: int) -> None:
+        """Read picks and what comes behind them, but for what is held. What lies shortly before
+        and behind stays, too: threads that ask out of turn still want it."""
+        begin, end = absent[0], min(len(self), absent[0] + FAR_SWEEP)
+        near = self._picks.index[max(0, begin - OUT_OF_TURN) : end + OUT_OF_TURN].tolist()
+        self._held = {i: self._held[i] for i in near if i in self._held}
+        chosen = sorted({*absent, *range(begin, end)})
+        wanted = [j for j in chosen if int(self._picks.index[j]) not in self._held]
+        self._held.update(self._read(wanted, thread))
 
     def _read(self, wanted: Sequence[int], thread: int) -> Iterator[tuple[int, Members]]:
         picks = self._picks.take(np.asarray(wanted, dtype=np.int64))

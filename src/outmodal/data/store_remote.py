@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,15 @@ LARGEST_FILE = 1 << 30
 _log = logging.getLogger(__name__)
 _tags: dict[str, str] = {}
 _tags_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A thread that does not run here may have held the lock."""
+    global _tags_lock
+    _tags_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_address(path: str | Path) -> bool:

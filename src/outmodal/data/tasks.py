@@ -8,6 +8,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from outmodal.data.orphans import end_with_parent
+
 R = TypeVar("R")
 
 Progress = Callable[[int, int], None]
@@ -25,7 +27,8 @@ def run_tasks(
         workers: Processes; 0 works in this one, in order.
 
     A result is None where its process died: a decoder's C code crashed, or memory ran out. What
-    `work` raises is raised here, and nothing further is begun.
+    `work` raises is raised here, and nothing further is begun. The processes end with this one,
+    however that ends.
     """
     if workers <= 0:
         for position, call in enumerate(calls):
@@ -33,7 +36,7 @@ def run_tasks(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])  # imports cost seconds: they are paid once
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         jobs: dict[Future[R], int] = {pool.submit(work, *c): n for n, c in enumerate(calls)}
         for job in as_completed(jobs):

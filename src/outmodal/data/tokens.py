@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from outmodal.data.augment import Form, Pipeline
 from outmodal.data.augment.text import templates
+from outmodal.data.cache import write_atomic
 from outmodal.data.decode import DecodeError
 from outmodal.data.manifest import Dataset
-from outmodal.data.transform import BaseInput, Transform, Value, fit_values, write_json
+from outmodal.data.transform import BaseInput, Transform, Value, fit_values
 from outmodal.data.wordpiece import LONGEST_WORD, fit_vocabulary
 from outmodal.errors import UserError
 
@@ -136,11 +137,9 @@ class TokenTransform(Transform):
         content["model_max_length"] = self.shape[0]
         # tokenizer.json last: its presence says that the folder is complete. Ranks that write the
         # same folder at once write the same bytes.
-        temporary = folder / f".{os.getpid()}"
-        write_json(temporary, content)
-        temporary.replace(folder / "tokenizer_config.json")
-        temporary.write_text(self.plain, encoding="utf-8")
-        temporary.replace(folder / FILE)
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        write_atomic(folder / "tokenizer_config.json", text.encode())
+        write_atomic(folder / FILE, self.plain.encode())
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -34,6 +34,7 @@ from outmodal.data.manifest import (
     SplitInfo,
     write_manifest,
 )
+from outmodal.data.orphans import at_work
 from outmodal.data.shard_writer import ShardWriter
 from outmodal.data.shards import ShardDamage, read_shard
 from outmodal.data.store import ShardPlace
@@ -175,10 +176,13 @@ def _alive(result: _Done | None, shard: ShardInfo) -> _Done:
 
 def _one_shard(place: ShardPlace, shard: ShardInfo, recipe: Recipe, out: Path) -> _Done:
     """Write one shard, unless an earlier run did; its record comes last."""
-    record = out / _WORK / f"{shard.file}.json"
-    done = _recorded(record, shard, out)
-    if done is not None:
-        return done
+    with at_work(out):
+        record = out / _WORK / f"{shard.file}.json"
+        done = _recorded(record, shard, out)
+        return _written(place, shard, recipe, out, record) if done is None else done
+
+
+def _written(place: ShardPlace, shard: ShardInfo, recipe: Recipe, out: Path, record: Path) -> _Done:
     counts: Counter[str] = Counter()
     if shard.samples:
         with ShardWriter(out / shard.file) as writer:

@@ -62,18 +62,19 @@ class S3:
 
     def get(self, url: str, begin: int, end: int | None, receiver: Receiver) -> None:
         """Make one request, see `Transport`."""
-        errors = self._errors
+        errors, files = self._errors, self._files
         try:
-            self._request(url, begin, end, receiver)
+            self._request(files, url, begin, end, receiver)
         except ChangedError:
             raise
         except FileNotFoundError as error:
             raise FileNotFoundError(2, f"the server answers 404: {error}") from None
         except errors.NoCredentialsError:
-            with self._lock:
-                if self._files.anon:
-                    raise DeniedError(f"{url}: no credentials; {_CREDENTIALS}") from None
-                self._files = self._session(public=True)
+            if files.anon:
+                raise DeniedError(f"{url}: no credentials; {_CREDENTIALS}") from None
+            with self._lock:  # of several threads that were refused the first makes the session
+                if self._files is files:
+                    self._files = self._session(public=True)
             self.get(url, begin, end, receiver)
         except PermissionError as error:
             raise DeniedError(f"{url}: the server refuses ({error}); {_CREDENTIALS}") from None
@@ -84,10 +85,12 @@ class S3:
         except (errors.BotoCoreError, OSError) as error:
             raise _sorted(url, error) from None
 
-    def _request(self, url: str, begin: int, end: int | None, receiver: Receiver) -> None:
+    def _request(
+        self, files: Any, url: str, begin: int, end: int | None, receiver: Receiver
+    ) -> None:
         from fsspec.asyn import sync
 
-        sync(self._files.loop, self._get, self._files, url, begin, end, receiver)
+        sync(files.loop, self._get, files, url, begin, end, receiver)
 
     async def _get(
         self, files: Any, url: str, begin: int, end: int | None, receiver: Receiver

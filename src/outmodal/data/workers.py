@@ -44,8 +44,10 @@ AHEAD = 2
 """Steps that each worker prepares ahead."""
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHOW_STACKS = signal.SIGUSR2
 _STACK_WAIT = 2.0  # seconds for a worker to show its stacks
+_END_WAIT = 30.0  # seconds for a worker whose link broke to end: a busy system takes its time
 
 
 class LostWorker(UserError):
@@ -108,6 +110,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._runs = 0
         self._closed = False
+        self._lock = threading.Lock()  # of the list, which a thread that reports reads too
         board.explain(self.stacks)
 
     def run(self, feeds: Sequence[Feed]) -> Iterator[Item]:
@@ -162,7 +165,7 @@ class WorkerPool:
     def _lost(self, number: int) -> LostWorker:
         """What is to be said of a worker that has ended."""
         process = self._workers[number].process
-        process.join(1.0)
+        process.join(_END_WAIT)
         code = process.exitcode
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
@@ -180,12 +183,19 @@ class WorkerPool:
 
     def stacks(self) -> str:
         """The stacks of all threads of all workers, also of those that hang in a library."""
-        return "\n".join(_stacks_of(number, w) for number, w in enumerate(self._workers))
+        with self._lock:  # files of its own: `close` may close the others at any moment
+            held = [(worker.process, os.dup(worker.stacks)) for worker in self._workers]
+        try:
+            return "\n".join(_stacks_of(n, *one) for n, one in enumerate(held))
+        finally:
+            for _, stacks in held:
+                os.close(stacks)
 
     def close(self) -> None:
         """End the workers. The pool cannot be used again."""
         self._closed = True
-        workers, self._workers = self._workers, []
+        with self._lock:
+            workers, self._workers = self._workers, []
         for worker in workers:
             worker.link.close()
         deadline = time.monotonic() + 1.0
@@ -199,9 +209,9 @@ class WorkerPool:
     def _fork(self) -> None:
         context = multiprocessing.get_context("fork")
         settled = threading.current_thread() is threading.main_thread()
-        # a worker that is asked for its stacks before it can show them answers late, and not by
-        # ending, which is what the signal means to a process that has not set itself up
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {_SHOW_STACKS})
+        # what reaches a worker that has not set itself up waits until it has: these signals would
+        # end it, or be taken for the main process's own
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {_SHOW_STACKS, *_IGNORED})
         try:
             self._fork_all(context, settled)
         finally:
@@ -228,20 +238,23 @@ def _memory(name: str) -> int:
     return os.memfd_create(f"outmodal-{name}")
 
 
-def _stacks_of(number: int, worker: _Worker) -> str:
-    title = f"--- loader worker {number} (process {worker.process.pid})"
-    if not worker.process.is_alive():
+def _stacks_of(number: int, process: BaseProcess, stacks: int) -> str:
+    title = f"--- loader worker {number} (process {process.pid})"
+    if not process.is_alive():
         return f"{title} has ended"
-    os.ftruncate(worker.stacks, 0)
-    os.lseek(worker.stacks, 0, os.SEEK_SET)
-    os.kill(int(worker.process.pid or 0), _SHOW_STACKS)
+    os.ftruncate(stacks, 0)
+    os.lseek(stacks, 0, os.SEEK_SET)
+    try:
+        os.kill(int(process.pid or 0), _SHOW_STACKS)
+    except ProcessLookupError:  # it ended just now, and another thread has noted it
+        return f"{title} has ended"
     end, size = time.monotonic() + _STACK_WAIT, 0
     while time.monotonic() < end:
         time.sleep(0.05)
-        before, size = size, os.fstat(worker.stacks).st_size
+        before, size = size, os.fstat(stacks).st_size
         if size and size == before:
             break
-    text = os.pread(worker.stacks, size, 0).decode("utf-8", "replace")
+    text = os.pread(stacks, size, 0).decode("utf-8", "replace")
     return f"{title}\n{text or 'does not answer: stopped, or waiting for a disk'}"
 
 
@@ -276,7 +289,7 @@ def _serve(
     if settled:
         _die_with_parent()
     faulthandler.register(_SHOW_STACKS, file=stacks, all_threads=True)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SHOW_STACKS})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SHOW_STACKS, *_IGNORED})
     torch.set_num_threads(1)
     reader.settle(number)
     with contextlib.suppress(EOFError, OSError):
@@ -330,5 +343,5 @@ def _die_with_parent() -> None:
 
 def _ignore_signals() -> None:
     """Leave signals to the main process: it stops at a step's end and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)

@@ -13,6 +13,7 @@ import pytest
 
 from outmodal.data.build.pool import available_cpus, in_fresh_processes
 from outmodal.errors import UserError
+from tests.data.processes import running
 
 ROOT = Path(__file__).parents[3]
 
@@ -82,6 +83,6 @@ if __name__ == "__main__":
     file.write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, str(file)], env=environment, check=False)
-    status = Path("/proc") / (tmp_path / "pid").read_text() / "status"
-    while status.exists() and "State:\tZ" not in status.read_text():
+    pid = int((tmp_path / "pid").read_text())
+    while running(pid):
         time.sleep(0.01)

@@ -36,6 +36,7 @@ from outmodal.data.manifest import (
     open_dataset,
     write_manifest,
 )
+from outmodal.data.orphans import at_work
 from outmodal.data.shard_writer import ShardWriter, move_shard
 
 WORK = ".build"
@@ -208,7 +209,7 @@ def _slots(plan: BuildPlan) -> list[_Slot]:
 def _make(order: _Order) -> ShardRecord:
     """Make one shard; runs in a fresh process."""
     work = order.out / WORK
-    with writing(order.out, _WHAT):
+    with writing(order.out, _WHAT), at_work(order.out):
         staging = Path(tempfile.mkdtemp(prefix="staging-", dir=work))
         with ShardWriter(staging / order.file, empty=True) as shard:
             facts = order.job.write(shard.add)

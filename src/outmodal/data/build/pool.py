@@ -10,12 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
+from outmodal.data.orphans import end_with_parent
 from outmodal.errors import UserError
 
 Item = TypeVar("Item")
@@ -114,17 +114,9 @@ def _cause(exit_code: int | None) -> str:
 
 def _serve(work: Callable[[Item], Any], item: Item, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # so that nothing of a killed build goes on
     try:
         outcome, content = _DONE, work(item)
     except UserError as error:
         outcome, content = _USER_ERROR, str(error)
     sender.send((outcome, content))  # anything else leaves its traceback on stderr
-
-
-def _end_with_parent() -> None:
-    """End this process when the parent is gone, so that nothing of a killed build goes on."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
