@@ -202,3 +202,21 @@ def test_export_to_an_existing_folder(
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), "--to", str(tmp_path / "export")]) == 2
     assert "config.yaml" in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method.alpha", "1.5"], "method.alpha: input should be less than or equal to 1, got 1"),
+        (["--method.level", "3"], "method: targets 'samples' and level 3 need `guide`: the vector"),
+        (["--method.alpha", "2", "--method.smoothing", "1"], "method.smoothing: input should be"),
+    ],
+)
+def test_values_on_the_command_line_are_refused_as_those_in_a_file(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "fashion-synergy", "--out", str(tmp_path / "run"), *words]) == 2
+    error = message(capsys)
+    assert f"outmodal train: {said}" in error or f"; {said}" in error
+    for noise in ("validation error", "input_type", "errors.pydantic.dev"):
+        assert noise not in error

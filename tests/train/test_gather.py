@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from outmodal.errors import UserError
 from outmodal.train import gather
@@ -39,7 +40,7 @@ def own(t: Tensor, world: gather.World) -> Tensor:
 
 def measure(job: Mapping[str, Any]) -> None:
     """Runs on each rank: write what the main process sees as JSON."""
-    world = gather.open_world("cpu", 1.0)
+    world = gather.open_world("cpu", 5.0)
     x, w, mask = inputs()
     mine = own(x, world)
     found: dict[str, Any] = {}
@@ -105,6 +106,34 @@ def test_gradients_are_those_of_plain_torch(expected: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.tensor(expected["masked"]), w.grad)
     assert expected["none/value"] == 0.0
     assert torch.tensor(expected["none"]).abs().sum() == 0.0
+
+
+class Unasked(TorchDispatchMode):
+    """Refuses what makes a host wait for its device: numbers of it, and picks by a mask."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        asked = str(func)
+        refused = ("aten._local_scalar_dense", "aten.nonzero", "aten.index.")
+        assert not asked.startswith(refused), asked
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, ROWS])
+def test_means_ask_the_device_for_nothing_and_differentiate_as_picked_rows(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    values, mask = torch.rand(ROWS, generator=generator), torch.arange(ROWS) < rows
+    values[~mask] = torch.nan  # what is left out has no say
+    picked, blanked = values.clone().requires_grad_(), values.clone().requires_grad_()
+    expected = picked[mask].sum() * (1 / max(1, rows))
+    expected.backward()
+    with Unasked():
+        value, seen = gather.masked_mean(blanked, mask), gather.global_mean(blanked, mask)
+        value.backward()
+    assert picked.grad is not None
+    assert blanked.grad is not None
+    assert torch.equal(blanked.grad, picked.grad)
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(seen) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 def test_noise_differs_between_seeds_only() -> None:

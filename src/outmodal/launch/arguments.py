@@ -17,7 +17,12 @@ from outmodal.errors import UserError, nearest
 T = TypeVar("T")
 
 _CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-_BOX = re.compile(r"[╭╮╰╯│─]+")
+_BOX = re.compile(r"[╭╮╰╯│─]+|^\s*[|+]|[|+]\s*$|-{5,}")  # drawn in ASCII where need be
+_REFUSED = re.compile(r"Error parsing (\S+): \d+ validation errors? for \S+ (.*)")
+_PROBLEM = re.compile(
+    r"(?:([a-z_][\w.]*) )?([A-Z].*?) \[type=(\w+), input_value=(.*), input_type=\w+\]"
+)
+_ADVICE = re.compile(r"For further information visit \S+")
 
 
 def parse(
@@ -64,7 +69,26 @@ def one_sentence(box: str) -> str:
     """tyro's error box without its frame and its closing advice."""
     lines = [_BOX.sub(" ", line).strip() for line in box.splitlines()]
     kept = [line for line in lines[1:] if line and not line.startswith("For full helptext")]
+    refused = _REFUSED.fullmatch(" ".join(kept))
+    if refused:
+        return "; ".join(_problems(refused[1], refused[2]))
     return re.sub(r"\s+", " ", "; ".join(kept)) or "the options are wrong"
+
+
+def _problems(section: str, text: str) -> list[str]:
+    """What a section's model said of it, in the words in which a recipe's file is refused."""
+    said = []
+    for part in filter(None, map(str.strip, _ADVICE.split(text))):
+        found = _PROBLEM.fullmatch(part)
+        if found is None:
+            said.append(f"{section}: {part}")
+            continue
+        key, message, kind, given = found.groups()
+        message = message.removeprefix("Value error, ")
+        where = f"{section}.{key}" if key else section
+        shown = "" if kind == "value_error" else f", got {given}"
+        said.append(f"{where}: {message[0].lower()}{message[1:]}{shown}")
+    return said
 
 
 def flatten(model: BaseModel, prefix: str = "") -> dict[str, Any]:

@@ -24,22 +24,33 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
         Scalar `sum of this rank's rows * world / global count`: its mean over ranks is the
         mean over the global batch, and so is its gradient's. Zero attached to the graph where
         no rank selects a row (so that collectives in the backward stay in step).
+
+    The host waits for nothing here: rows are blanked, not picked, and the count stays where the
+    values are, so that a step's loss can be queued while its forward still runs.
     """
-    chosen = values if mask is None else values[mask]
-    count = torch.tensor([chosen.shape[0]], dtype=torch.int64, device=values.device)
+    mask = _mask_of(values, mask)
+    count = mask.sum()
     if world().size > 1:
         dist.all_reduce(count)
-    total = int(count.item())
-    return chosen.sum() * (world().size / total if total else 0.0)
+    share = (world().size / count.clamp(min=1).double()).to(values.dtype)
+    return torch.where(mask, values, 0).sum() * share
 
 
 def global_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the selected rows over all ranks, detached and equal everywhere; 0 without rows."""
-    chosen = (values if mask is None else values[mask]).detach().double()
-    both = torch.stack([chosen.sum(), chosen.new_tensor(float(chosen.shape[0]))])
+    values, mask = values.detach().double(), _mask_of(values, mask)
+    both = torch.stack([torch.where(mask, values, 0).sum(), mask.sum().double()])
     if world().size > 1:
         dist.all_reduce(both)
     return (both[0] / both[1].clamp(min=1)).float()
+
+
+def _mask_of(values: Tensor, mask: Tensor | None) -> Tensor:
+    """[B] bool where the values are, which have one number a row."""
+    if mask is None:
+        return torch.ones_like(values, dtype=torch.bool)
+    assert mask.shape == values.shape, "one number a row"
+    return mask.to(values.device, non_blocking=True)
 
 
 def mean_tensors(tensors: Sequence[Tensor]) -> None:
