@@ -15,11 +15,13 @@ import pytest
 from outmodal.data.manifest import open_dataset
 from outmodal.errors import UserError
 from outmodal.launch.cli import main
-from outmodal.launch.local import free_port
+from outmodal.launch.local import held_port
 from outmodal.launch.perceptor_names import perceptor_config, perceptor_configs
 from tests.data.tiny import make_tiny
 from tests.models.encoders import export
 from tests.models.hub_models import clip
+
+pytestmark = pytest.mark.timeout(900)  # processes that import everything
 
 COMMAND = (sys.executable, "-m", "outmodal")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
@@ -56,11 +58,12 @@ def test_two_processes_give_the_bytes_of_one(
     place: Path, tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
     where = ("--nproc", "2") if launcher == COMMAND else ()
-    start = launcher if where else (*TORCHRUN, "--master-port", str(free_port()), "-m", "outmodal")
-    command = [*start, *arguments(place), "--out", str(tmp_path / "two"), *where, "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=environment()
-    )
+    with held_port() as port:
+        start = launcher if where else (*TORCHRUN, "--master-port", str(port), "-m", "outmodal")
+        command = [*start, *arguments(place), "--out", str(tmp_path / "two"), *where, "--json"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, check=False, env=environment()
+        )
     assert done.returncode == 0, done.stderr
     assert bytes_of(tmp_path / "two") == bytes_of(place / "one")
     spec = open_dataset(place / "one").modality("image")
@@ -71,15 +74,32 @@ def test_two_processes_give_the_bytes_of_one(
         assert answer["modalities"]["image"]["perceptor"] == spec.perceptor
 
 
+HOLD = """
+import os, time
+replace = os.replace
+def held(source, target, **more):
+    if os.path.basename(target) == "train-000005.tar.json":
+        time.sleep(600)
+    replace(source, target, **more)
+os.replace = held
+"""
+
+
 def test_killed_processes_are_resumed_to_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    """When some shards are done, and one of them writes a record."""
     out = tmp_path / "out"
     command = [*COMMAND, *arguments(place), "--out", str(out), "--nproc", "2"]
+    (tmp_path / "sitecustomize.py").write_text(HOLD, "utf-8")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     started = subprocess.Popen(
-        command, stderr=subprocess.PIPE, start_new_session=True, env=environment()
+        command,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**environment(), "PYTHONPATH": paths},
     )
-    while not list(out.glob(".embed/train-*.tar.json")):
+    while not list(out.glob(".embed/.train-000005.tar.json.*")):
         assert started.poll() is None, started.communicate()[1].decode()
-        time.sleep(0.002)
+        time.sleep(0.01)
     os.killpg(started.pid, signal.SIGKILL)
     started.communicate()
     assert not (out / "dataset.json").exists()
@@ -98,7 +118,7 @@ def test_a_broken_shard_ends_all_processes_with_its_name(place: Path, tmp_path: 
         [*COMMAND, *args, "--device", "cpu", "--out", str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env=environment(),
     )

@@ -109,6 +109,7 @@ def test_a_process_of_its_own_trains_it_alike(run: Path, place: Path, tmp_path: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # four processes that import everything
 def test_two_processes_train_and_evaluate_it_alike(run: Path, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     assert main(command(place, out, "--method.gamma", "3", "--nproc", "2")) == 0

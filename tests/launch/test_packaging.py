@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,7 +14,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def build_wheel(out: Path) -> Path:
-    """Build the wheel without network: the tools of this environment."""
+    """Build the wheel without network: the tools of this environment, from a copy, as a build
+    leaves files in its folder, where other tests run."""
+    tree = out.parent / "tree"
+    leave = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "src", tree / "src", ignore=leave)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
     subprocess.run(
         [
             sys.executable,
@@ -23,7 +30,7 @@ def build_wheel(out: Path) -> Path:
             "--no-isolation",
             "--outdir",
             str(out),
-            str(ROOT),
+            str(tree),
         ],
         check=True,
         capture_output=True,

@@ -8,9 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pytest
 from outmodal.data.manifest import Dataset, open_dataset
 from outmodal.errors import UserError
 from outmodal.launch.cli import main
+from outmodal.launch.reproduce import driver
 from outmodal.launch.reproduce.cells import Cell, Plan, Request, plan_table
 from outmodal.launch.reproduce.columns import Column, make_columns
 from outmodal.launch.reproduce.learners import learner_for
@@ -27,6 +26,7 @@ from outmodal.launch.reproduce.render import blocks, markdown
 from outmodal.launch.reproduce.table import TableSpec, chosen_rows, load_table
 from tests.data.tiny import SPECS, make_tiny
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("pose", "force", "text")
 RECIPE = """
 data: {batch: 8, streams: 2}
@@ -189,12 +189,19 @@ def test_one_cell_by_its_number(
 FOUR = ("--objectives", "clip", "--modalities", "pose", "force", "--seeds", "4")
 
 
-def first_evaluation(out: Path, running: Callable[[], bool]) -> None:
-    """Wait until a cell is done."""
-    deadline = time.monotonic() + 240
-    while not list(out.rglob("evaluation/probe-*.json")) and running():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def after_the_first_cell(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """This process gets a signal when it hears that a cell is done, and others are at work."""
+    run_cells = driver.run_cells
+
+    def running(cells: Any, measure: Any, jobs: int, report: driver.Report) -> Any:
+        def reporting(outcome: Any, done: int, total: int) -> None:
+            report(outcome, done, total)
+            if outcome is not None:
+                os.kill(os.getpid(), number)
+
+        return run_cells(cells, measure, jobs, reporting)
+
+    monkeypatch.setattr(driver, "run_cells", running)
 
 
 def goes_on(arguments: list[str], out: Path) -> None:
@@ -212,32 +219,36 @@ def goes_on(arguments: list[str], out: Path) -> None:
 def test_a_table_that_is_asked_to_stop_goes_on(
     dataset: Dataset, recipe: str, tmp_path: Path
 ) -> None:
-    arguments = command(dataset, recipe, tmp_path, *FOUR)
-
-    def ask() -> None:
-        first_evaluation(tmp_path, lambda: True)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    assert main(arguments) == 75
-    asking.join()
+    arguments = command(dataset, recipe, tmp_path, *FOUR, "--nproc_jobs", "2")
+    with pytest.MonkeyPatch.context() as patch:
+        after_the_first_cell(patch, signal.SIGTERM)
+        assert main(arguments) == 75
     goes_on(arguments, tmp_path)
+
+
+KILLED = """
+import signal, sys
+import pytest
+from outmodal.launch.cli import main
+from tests.launch.test_reproduce import after_the_first_cell
+after_the_first_cell(pytest.MonkeyPatch(), signal.SIGKILL)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)  # two processes that import everything, and a resumed table
 def test_a_killed_table_goes_on(dataset: Dataset, recipe: str, tmp_path: Path) -> None:
-    arguments = command(dataset, recipe, tmp_path, *FOUR)
+    arguments = command(dataset, recipe, tmp_path, *FOUR, "--nproc_jobs", "2")
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
-        [sys.executable, "-m", "outmodal", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", KILLED, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     ) as running:
-        first_evaluation(tmp_path, lambda: running.poll() is None)
-        running.kill()
-    assert running.returncode == -signal.SIGKILL
+        said = running.communicate(timeout=500)[1]  # until those that worked for it are gone too
+    assert running.returncode == -signal.SIGKILL, said.decode()
     goes_on(arguments, tmp_path)
 
 

@@ -27,7 +27,7 @@ SlurmctldPort={port}
 SrunPortRange={first}-{last}
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={dir}/run/munge.sock,cred_expire=5
+AuthInfo=socket={dir}/run/munge.sock,cred_expire=15
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool.%n
 SlurmctldPidFile={dir}/run/slurmctld.pid
@@ -39,7 +39,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 SlurmdParameters=config_overrides
-SlurmdTimeout=10
+SlurmdTimeout=30
 KillWait={kill_wait}
 GresTypes=gpu
 NodeName=DEFAULT CPUs={cpus} RealMemory=1000 Gres=gpu:2 State=UNKNOWN

@@ -13,7 +13,7 @@ from tests.data.tiny import make_tiny
 from tests.slurm.cluster import Cluster, poll
 from tests.slurm.conftest import Submitter
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 RECIPE = """
 data: {{path: {data}, batch: 8, streams: 4}}

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ learners:
   - {{name: mlp, modality: pose, input: {{name: vector, dim: 7}}}}
 method: {{name: erm, unknown: pose, label_fraction: 0.5}}
 optim: {{name: adam, lr: 1.0e-2}}
-engine: {{epochs: 4, device: cpu, log_every: 1, threads: 1, checkpoint_every: 5, timeout: 2.0}}
+engine: {{epochs: 4, device: cpu, log_every: 1, threads: 1, checkpoint_every: 5, timeout: 5.0}}
 """
 
 
@@ -98,9 +99,28 @@ class Held:
 
         poll(f"step {step} of {self.run}", look, 300)
 
-    def saving(self) -> bool:
-        """A checkpoint is being written."""
-        return self._path.with_suffix(".saving").exists()
+    def heard(self, job: int, attempt: int, times: int = 1) -> None:
+        """Wait until both ranks of an attempt have heard so many signals."""
+
+        def look() -> bool:
+            path = self._path.with_suffix(".asked")
+            said = path.read_text("utf-8").splitlines() if path.is_file() else []
+            return all(said.count(f"{job} {attempt} {rank}") >= times for rank in (0, 1))
+
+        poll(f"signals of attempt {attempt} of job {job}", look, 300)
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Let the run go on up to `step` steps, and enter when a checkpoint is being written,
+        which ends afterwards."""
+        keep = self._path.with_suffix(".keep")
+        keep.touch()
+        self.at(step)
+        try:
+            poll("the checkpoint", self._path.with_suffix(".saving").exists)
+            yield
+        finally:
+            keep.unlink()
 
 
 def shown(run: Path) -> str:
@@ -150,17 +170,19 @@ def test_preempted_again_and_again(
     assert submit.end(second)["ExitCode"] == "2:0"
     assert "in use by" in (held.run / f"slurm/job-{second}-rank-0.log").read_text()
     cluster.ask("scancel", "--signal=USR1", str(job))
-    held.at(8)
-    poll("the checkpoint", held.saving)
-    cluster.ask("scancel", "--signal=USR1", str(job))
+    held.heard(job, 0)
+    with held.saving(8):
+        cluster.ask("scancel", "--signal=USR1", str(job))
+        held.heard(job, 0, times=2)
     submit.attempt(job, 1)
     held.reached(8)
     cluster.ask("scontrol", "requeue", str(job))
+    held.heard(job, 1)
     held.at(13)
     submit.attempt(job, 2)
     held.reached(13)
     cluster.ask("scancel", "--batch", "--signal=USR1", str(job))
-    time.sleep(1)  # until srun has passed it on
+    held.heard(job, 2)
     held.at(STEPS)
     end = submit.end(job)
     assert end["JobState"] == "COMPLETED", shown(held.run)
@@ -211,6 +233,7 @@ def test_other_ranks_and_another_strategy_go_on(
         job = submit(recipe, *where, "--engine.strategy", strategy, "--profile", profile)
         held.reached(step)
         cluster.ask("scancel", "--signal=USR1", str(job))
+        held.heard(job, 0)
         held.at(STEPS)
         assert submit.end(job)["ExitCode"] == "75:0", shown(held.run)
     job = submit(recipe, "--nodes", "1", "--out", held.run)

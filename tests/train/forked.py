@@ -92,23 +92,33 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer: Any = [_code(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
+            answer: Any = [_wait(pid) for pid in request["wait"]]
         else:
             answer = _start(jobs.run, request)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _code(status: int) -> int:
-    return os.waitstatus_to_exitcode(status)
+_held: dict[int, socket.socket] = {}
+"""Last rank of a group -> what keeps its port from others (see `launch.local.held_port`)."""
 
 
 def _start(run: Any, request: Mapping[str, Any]) -> list[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    port = held.getsockname()[1]
     ranks = int(request["ranks"])
-    return [_fork(run, request, rank, ranks, port) for rank in range(ranks)]
+    pids = [_fork(run, request, rank, ranks, port) for rank in range(ranks)]
+    _held[pids[-1]] = held
+    return pids
+
+
+def _wait(pid: int) -> int:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if pid in _held:
+        _held.pop(pid).close()
+    return code
 
 
 def _fork(run: Any, request: Mapping[str, Any], rank: int, ranks: int, port: int) -> int:

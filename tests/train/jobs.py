@@ -78,7 +78,8 @@ def _record(file: str) -> None:
             for step, parts in enumerate(batches, keys.get("start_step", 0)):
                 rows = {name: batch.index.tolist() for name, batch in parts.items()}
                 line = {"epoch": keys["epoch"], "step": step, "rows": rows}
-                out.write(json.dumps({**line, "rank": gather.world().rank}) + "\n")
+                text = json.dumps({**line, "rank": gather.world().rank}, separators=(",", ":"))
+                out.write(f"\n{text}\n")  # begins a line: a killed rank may have left a part of one
                 out.flush()
                 yield parts
 

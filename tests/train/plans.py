@@ -20,7 +20,7 @@ from tests.data.tiny import make_tiny
 from tests.train.probe import ProbeConfig
 
 DIM = 7
-ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 1.0, "keep": 2}
+ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 5.0, "keep": 2}
 
 
 COX = CoxConfig(

@@ -20,6 +20,7 @@ def job(out: Path, data: str, strategy: str) -> dict[str, Any]:
     return {"plan": plan, "persistent_below": 20}
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", [WAY, WAY[::-1]], ids=["there", "back"])
 def test_a_run_survives_every_change_of_ranks_and_sharding(
     server: ForkServer, data: str, tmp_path: Path, way: list[tuple[int, str, int]]

@@ -163,7 +163,7 @@ def save_again(job: dict[str, Any]) -> None:
     (out / "config.yaml").unlink(missing_ok=True)
     from outmodal.train import gather
 
-    gather.open_world("cpu", 1.0, group=True)
+    gather.open_world("cpu", 5.0, group=True)
     gather.barrier()
     train(tiny_plan(out, **sections))
     Engine.fit = original  # type: ignore[method-assign]

@@ -81,7 +81,7 @@ def results(name: str, rows: slice, exchange: Exchange, mask: Tensor) -> dict[st
 def measure(job: Mapping[str, Any]) -> None:
     """Runs on each rank: write what all ranks found, as their wrapper would combine it."""
     torch.set_num_threads(1)
-    world = gather.open_world("cpu", 1.0)
+    world = gather.open_world("cpu", 5.0)
     parts = slices(COUNTS[world.size])
     combined = {}
     for kind in KINDS:
@@ -123,7 +123,7 @@ def test_ranks_equal_one_process_on_all_rows(
 
 def contract(job: Mapping[str, Any]) -> None:
     """Runs on each rank: what the protocol promises, on numbers that name their origin."""
-    world = gather.open_world("cpu", 1.0)
+    world = gather.open_world("cpu", 5.0)
     for counts in ([3] * world.size, [2, 0, 5][: world.size], [0, 0, 4][: world.size], [0] * 3):
         rows = counts[world.rank]
         base = sum(counts[: world.rank])
@@ -184,7 +184,7 @@ def test_every_pair_meets_once_and_sums_come_home(
 
 def memory(job: Mapping[str, Any]) -> None:
     """Runs on each rank: peak bytes of a visit with 256 columns a rank."""
-    gather.open_world("cpu", 1.0)
+    gather.open_world("cpu", 5.0)
     columns, carried = [torch.ones(256, 16)], [torch.zeros(256, 16)]
     found = {}
     for kind in ("gather", "ring"):

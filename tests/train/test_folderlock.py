@@ -37,8 +37,7 @@ def claim(root: Path, **holder: object) -> None:
 def test_a_living_holder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     held = FolderLock(tmp_path)
-    year = time.strftime("%Y-")
-    words = rf"process {os.getpid()} on {socket.gethostname()}, job 41, since {year}.* --out"
+    words = rf"process {os.getpid()} on {socket.gethostname()}, job 41, since \d{{4}}-.* --out"
     with pytest.raises(UserError, match=words):
         FolderLock(tmp_path)
     held.check()
@@ -92,6 +91,26 @@ def test_an_earlier_attempt_of_a_job_is_replaced_and_stops_writing(
     held.check()  # what the old one let go of was its own file
     with pytest.raises(UserError, match="in use"):
         FolderLock(tmp_path)
+    held.release()
+
+
+def test_who_is_taken_for_the_holder_before_it_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock, but the file still names the process before, which has ended: another one
+    puts a new file there."""
+    write, calls = folderlock._write, []
+
+    def late(handle: int, holder: Mapping[str, Any]) -> None:
+        calls.append(handle)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        write(handle, holder)
+
+    monkeypatch.setattr(folderlock, "_write", late)
+    held = FolderLock(tmp_path)
+    assert len(calls) == 2
+    held.check()
     held.release()
 
 

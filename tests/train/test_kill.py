@@ -68,6 +68,7 @@ def compare(torn: Path, calm: Path) -> None:
     assert not saving(torn)
 
 
+@pytest.mark.timeout(900)  # as many starts as kills
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "single"), (2, "ddp"), (2, "zero2")])
 def test_killed_run_equals_an_undisturbed_one(
     server: ForkServer, data: str, tmp_path: Path, ranks: int, strategy: str
@@ -78,7 +79,7 @@ def test_killed_run_equals_an_undisturbed_one(
     server.run(plan(calm, data, strategy), ranks, log)
     draw, kills, in_saves, runs = random.Random(ranks), 0, 0, 0
     torn = tmp_path / "torn0"
-    while kills < KILLS:
+    while kills < KILLS or not in_saves:
         pids = server.start(plan(torn, data, strategy), ranks, log)
         disturb(torn, pids, draw)
         codes = server.wait(pids)
@@ -91,6 +92,5 @@ def test_killed_run_equals_an_undisturbed_one(
             torn = tmp_path / f"torn{runs}"
     server.run(plan(torn, data, strategy), ranks, log)
     compare(torn, calm)
-    assert in_saves > 0
     left = f"deepspeed_allreduce_buffer_{os.getuid()}_*"  # of the extension that we switch off
     assert set(Path("/dev/shm").glob(left)) <= shared

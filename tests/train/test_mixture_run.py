@@ -57,8 +57,11 @@ def recorded(out: Path) -> dict[tuple[int, int], dict[str, list[int]]]:
     """(epoch, step) -> stream -> indices of the global batch; what was done twice agrees."""
     parts: dict[tuple[int, int], list[tuple[int, dict[str, list[int]]]]] = {}
     batches: dict[tuple[int, int], dict[str, list[int]]] = {}
-    for text in Path(f"{out}.rows").read_text("utf-8").splitlines():
-        line = json.loads(text)
+    for text in Path(f"{out}.rows").read_text("utf-8").split():
+        try:
+            line = json.loads(text)
+        except ValueError:  # a kill may leave a part of a line, too
+            continue
         at = (line["epoch"], line["step"])
         parts.setdefault(at, []).append((line["rank"], line["rows"]))
     for at, found in parts.items():
@@ -176,6 +179,7 @@ def test_tiny_uneven_and_empty_shards(server: ForkServer, folder: Path, tmp_path
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["plain", "mixed", "remote", "remote mixed"])
 def test_many_kills(
     server: ForkServer, folder: Path, address: str, tmp_path: Path, kind: str

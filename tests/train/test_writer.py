@@ -24,6 +24,7 @@ from outmodal.train.runfolder import RunFolder
 from outmodal.train.saving import Saver
 from outmodal.train.watchdog import Watchdog
 from outmodal.train.writer import CheckpointWriter
+from tests.train.faults import state
 from tests.train.forked import ForkServer
 from tests.train.plans import lines, newest, tiny_plan
 from tests.train.test_checkpoint import DAMAGES, damage_byte
@@ -225,6 +226,20 @@ def test_a_signal_before_the_first_step_is_75(
             train(plan)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert train(plan).steps == 12
+
+
+def test_ranks_that_are_asked_to_stop_one_after_the_other_all_leave_with_75(
+    server: ForkServer, data: str, tmp_path: Path
+) -> None:
+    """Rank 1 hears of it when rank 0 is gone and a collective has failed."""
+    hangs = tmp_path / "hangs"
+    stopped = slow(tmp_path / "run", data, hangs=str(hangs)) | {"fault": "asked_apart"}
+    pids = server.start(stopped, 2, tmp_path / "log")
+    while not all(Path(f"{hangs}-{rank}").exists() for rank in (0, 1)) or state(pids[0]) != "Z":
+        time.sleep(0.01)
+    time.sleep(0.5)  # it may come before or after the collective has failed
+    os.kill(pids[1], signal.SIGTERM)
+    assert server.wait(pids) == [75, 75], (tmp_path / "log").read_text("utf-8")
 
 
 @pytest.mark.parametrize("kind", ["sha256", "missing", "empty", "latest"])

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from outmodal import __version__
 from outmodal.errors import StoppedEarly, UserError, nearest
-from outmodal.train.signals import ignore_more
+from outmodal.train.signals import ends_after_stop, ignore_more
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def _print_json(stream: IO[str], data: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        ends_after_stop()
     as_json = "--json" in args
     args = [a for a in args if a != "--json"]
     if not args or args[0] in ("-h", "--help", "help"):

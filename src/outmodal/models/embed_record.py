@@ -66,7 +66,7 @@ def finish(out: Path) -> None:
     """Remove the records and what a killed process left half written; the request stays."""
     work = out / WORK
     for leftover in (*work.glob("*.tar.*"), *work.glob(".*.partial"), *out.glob(".*.partial")):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # a half written record is in two of the lists
 
 
 def _file(out: Path, shard: str) -> Path:

@@ -75,6 +75,9 @@ class FolderLock:
                 os.close(handle)
                 return None
             _write(handle, _holder())
+            if not _same_file(handle, self._path):  # replaced as its last holder's meanwhile
+                os.close(handle)
+                return None
         except OSError:
             os.close(handle)
             raise

@@ -7,6 +7,7 @@ but wait for its end, then writes the report.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -23,7 +24,14 @@ class LastWords:
 
     def __init__(self, say: Callable[[], None]) -> None:
         hears, self._link = os.pipe()
-        self._child = os.fork()
+        # what asks the whole group to stop must not find the child before it can ignore it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            self._child = os.fork()
+            if not self._child:
+                _ignore_signals()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if self._child:
             os.close(hears)
             return
@@ -33,15 +41,20 @@ class LastWords:
             os._exit(0)
 
     def cancel(self) -> None:
-        """End the child in silence."""
-        os.write(self._link, b"x")
+        """End the child in silence; it may have been killed."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._link, b"x")
         os.close(self._link)
-        os.waitpid(self._child, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._child, 0)
+
+
+def _ignore_signals() -> None:
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _wait(hears: int, other: int, say: Callable[[], None]) -> None:
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
     os.close(other)
     for name in os.listdir("/proc/self/fd"):  # files, sockets and devices of the parent
         if int(name) > 2 and int(name) != hears:

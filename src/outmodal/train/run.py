@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +48,7 @@ _log = logging.getLogger(__name__)
 _LOST = re.compile(
     r"Connection (reset|closed)|Broken pipe|Socket closed|remote process exited", re.I
 )
+_LATER = 5.0  # seconds by which ranks hear of a signal to all of them at different times
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def train(plan: RunPlan) -> RunResult:
     group = engine.strategy.startswith("zero")
     gather.open_world(engine.device, engine.timeout, group=group)
     folder = RunFolder(plan.out)
-    with StopRequest(early=True) as stop:
+    with StopRequest(early=True) as stop, _losses_explained(stop):
         check_alike(plan.config_text)
         with folder.held(), _settled(engine.threads):
             check_visible(plan.out, plan.data)
@@ -103,17 +105,22 @@ def train(plan: RunPlan) -> RunResult:
             done = folder.result()
             if done is not None:
                 return RunResult(plan.out, done["metrics"], done["step"])
-            with _losses_explained():
-                return _fit(plan, folder, stop)
+            return _fit(plan, folder, stop)
 
 
 @contextmanager
-def _losses_explained() -> Iterator[None]:
-    """Say what a broken connection means: the library's own words name a port only."""
+def _losses_explained(stop: StopRequest) -> Iterator[None]:
+    """Say what a broken connection means: the library's own words name a port only.
+
+    Before the first step it is waited for a moment whether this rank is asked to stop as well: a
+    rank that heard it earlier has left already, and all are to end with 75.
+    """
     try:
         yield
     except RuntimeError as error:
         if gather.world().size > 1 and _LOST.search(str(error)):
+            if stop.early:
+                time.sleep(_LATER)
             _log.error(
                 "rank %d on %s lost another rank: it was killed, its node was lost, or its own log "
                 "says why it ended. Run the same command again to go on from the newest checkpoint",

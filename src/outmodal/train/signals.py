@@ -10,6 +10,7 @@ from typing import Any
 from outmodal.errors import StoppedEarly
 
 _KINDS = (signal.SIGTERM, signal.SIGUSR1)
+_program = False  # this process ends with its command
 
 
 class StopRequest:
@@ -44,8 +45,9 @@ class StopRequest:
     ) -> None:
         self._depth -= 1
         if self._depth == 0:
+            stopped = _program and isinstance(error, StoppedEarly)  # and there will be no more
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if stopped else handler)
             self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -55,6 +57,13 @@ class StopRequest:
                 "stopped on request before the first step: there was nothing to save. Run the "
                 "same command again to go on"
             )
+
+
+def ends_after_stop() -> None:
+    """Say that this process does nothing more once it was stopped: from the end of the
+    `StopRequest` on signals are ignored then, and a second one does not turn 75 into a death."""
+    global _program
+    _program = True
 
 
 def ignore_more() -> None:

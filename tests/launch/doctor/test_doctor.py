@@ -35,11 +35,12 @@ def test_a_healthy_machine(tmp_path: Path) -> None:
     json.dumps(outcome.data)
 
 
+@pytest.mark.timeout(900)
 def test_between_two_ranks_of_an_allocation(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "outmodal", "doctor", "--nproc", "2", "--json"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path), "--data", "no-such-data"],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     checks = json.loads(done.stdout)["checks"]
@@ -68,6 +69,14 @@ def test_clocks_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ranks._clock(["node1", "node2"])
     assert line.status == "warning"
     assert "node1 is behind node2" in line.found
+
+
+def test_a_rank_that_looks_late_at_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not scheduled for a while after the ranks had met."""
+    looks = [[100.0, 160.0], [200.0, 200.1]]
+    monkeypatch.setattr(ranks.gather, "barrier", lambda: None)
+    monkeypatch.setattr(ranks.gather, "all_gather_objects", lambda value: looks.pop(0))
+    assert ranks._clock(["node1", "node2"]).status == "ok"
 
 
 def test_a_disk_without_space_or_permission(

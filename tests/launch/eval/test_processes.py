@@ -36,6 +36,7 @@ def test_processes_are_started_with_the_same_words(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_two_started_processes_give_the_answer_of_one(
     place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no address is waited for
     "--remote-debugging-pipe",
 )
 PATIENCE = 90.0  # seconds: a machine under load starts a browser slowly
@@ -83,6 +84,8 @@ class Browser:
 
     def load(self, page: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Open a file in a window of this size and colour scheme, and wait until it is drawn."""
+        self.call("Page.navigate", url="about:blank")
+        self.until("location.href === 'about:blank'")  # the page before says nothing more
         self.events.clear()
         phone = width < 600
         self.call(

@@ -72,17 +72,45 @@ def test_who_waits_says_for_whom(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert made.done()
 
 
-def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
+def test_who_waits_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a job does that is about to be preempted: it ends with the code that queues it again."""
     made = part(tmp_path)
     made.folder.mkdir()
     lock = FolderLock(made.folder)
-    asking = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    waits, pause = threading.Event(), time.sleep
+
+    def pausing(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.set()
+        pause(seconds)
+
+    def ask() -> None:
+        assert waits.wait(60)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(preparations.time, "sleep", pausing)
+    asking = threading.Thread(target=ask)
     asking.start()
     with pytest.raises(StoppedEarly, match="SIGUSR1"), stopping():
         ensure(made)
+    asking.join()
     lock.release()
     assert not made.done()
+
+
+def test_a_second_request_to_stop_interrupts_no_end_in_order() -> None:
+    ended = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            ended.append(True)
+
+    with pytest.raises(StoppedEarly, match="SIGTERM"), stopping():
+        work()
+    assert ended
 
 
 def test_an_attempt_that_failed_leaves_it_to_the_next(

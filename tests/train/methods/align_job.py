@@ -17,7 +17,7 @@ from outmodal.train.methods import AlignConfig
 from outmodal.train.optim import OptimConfig
 from outmodal.train.run import RunPlan, train
 
-ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 1.0, "epochs": 1}
+ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 5.0, "epochs": 1}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"name": "clip"},
     "clip-ib": {"name": "clip_ib"},

@@ -17,7 +17,7 @@ from outmodal.train.methods import AnyMethodConfig, MethodConfig
 from outmodal.train.optim import OptimConfig
 from outmodal.train.run import RunPlan, train
 
-ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 1.0, "eval_every": 2}
+ENGINE = {"device": "cpu", "threads": 1, "log_every": 1, "timeout": 5.0, "eval_every": 2}
 FORCE = MlpLearner(modality="force", widths=(12,), input=SeriesInput(length=16, channels=3))
 POSE = MlpLearner(modality="pose", widths=(12,), input=VectorInput(dim=7))
 

@@ -67,9 +67,14 @@ def _timed(act: Callable[[], Any], t: Tensor) -> float:
 
 
 def _clock(hosts: Sequence[str]) -> Line:
-    gather.barrier()
-    times = [float(t) for t in gather.all_gather_objects(time.time())]
-    spread = max(times) - min(times)
+    """A rank that was not scheduled for a while looks at its clock late: then all look again."""
+    spread, times = float("inf"), [0.0]
+    for _ in range(_REPEATS):
+        gather.barrier()
+        times = [float(t) for t in gather.all_gather_objects(time.time())]
+        spread = max(times) - min(times)
+        if spread <= _SKEW:
+            break
     found = f"{spread:.3f} s between the ranks"
     if spread > _SKEW:
         early, late = hosts[times.index(min(times))], hosts[times.index(max(times))]

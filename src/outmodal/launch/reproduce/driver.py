@@ -94,9 +94,15 @@ def _name(order: Order) -> str:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn a request to end into StoppedEarly, so that the cells at work are ended in order."""
+    """Turn a request to end into StoppedEarly, so that the cells at work are ended in order; more
+    requests do not interrupt that."""
+    asked = False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            return
+        asked = True
         raise StoppedEarly(f"stopped by {signal.Signals(number).name}: {_AGAIN}")
 
     kinds = (signal.SIGTERM, signal.SIGUSR1)
