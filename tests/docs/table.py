@@ -102,13 +102,19 @@ RULES = (
     Rule("outmodal data build imagenet"),
     Rule(
         "outmodal data build fashion-speech",
-        swap={"60000": "60", "10000": "40", "2000": "20", "1000": "20"},
+        swap={
+            **{"60000": "60", "10000": "40", "2000": "20", "1000": "20"},
+            **{"4000": "40", "500": "20"},
+        },
         slow=True,
     ),
     # features
     Rule(r"outmodal embed .* imagebind", "text", why="the weights; tests/models/test_imagebind.py"),
     Rule("outmodal embed data", swap={"data": "pairs", "features": "made-features"}),
-    Rule("outmodal embed fashion-speech", swap={"fashion-speech": "pairs"}),
+    Rule(
+        "outmodal embed fashion-(speech|2000)",
+        swap={"fashion-speech": "pairs", "fashion-2000": "pairs"},
+    ),
     Rule("outmodal embed"),
     # training
     Rule("outmodal train .* --(help|dry_run)"),
@@ -141,6 +147,11 @@ RULES = (
         "outmodal train cox-unsup --method.oom_init",
         "text",
         why="needs a tower of speech; tests/launch/test_cox_recipes.py has one",
+    ),
+    Rule(
+        "outmodal (train cox-tower|export runs/tower)",
+        "text",
+        why="its known towers are another's; tests/launch/test_cox_recipes.py runs the flow",
     ),
     Rule("outmodal train cox", also=COX),
     Rule("outmodal train moco-cox", also=COX),

@@ -24,6 +24,8 @@ STAND_INS = {
     "DATASET": "pairs",
     "0.1": "0.4",
 }
+TRAINED_FIRST = ("cox-perceptor", "cox-tower")
+UNLABELLED = ("aligned", "cox-unsup", "cox-tower")
 OTHERS = (
     *("cox", "cox-unsup", "cox-no-connection", "cox-no-exploration", "cox-no-warmup", "cox-rate"),
     *("ssl", "moco", "moco-cox", "freematch", "mixtext", "aligned"),
@@ -44,11 +46,11 @@ def run(command: str) -> None:
     """Run a command, training shortly where it trains."""
     words = shlex.split(command)[1:]
     if words[0] == "train":
-        connected = words[1].startswith(("cox", "moco-cox")) and words[1] != "cox-perceptor"
+        connected = words[1].startswith(("cox", "moco-cox")) and words[1] not in TRAINED_FIRST
         words += shlex.split(f"--engine.epochs {2 if connected else 1} {SMALL}")
         if connected and words[1] != "cox-no-warmup":
             words += ["--method.warmup_epochs", "1"]
-        if "--method.label_fraction" not in words and words[1] not in ("aligned", "cox-unsup"):
+        if "--method.label_fraction" not in words and words[1] not in UNLABELLED:
             words += ["--method.label_fraction", "0.5"]
     assert main(words) == 0, command
 
@@ -74,6 +76,16 @@ def test_perceptors_of_a_share_of_the_data_and_cox_on_their_features(folder: Pat
     run("outmodal export runs/cox-0.4 --modality speech --to perceptors/speech")
     start = "--method.oom_init perceptor --method.oom_weights perceptors/speech"
     run(f"outmodal train cox-unsup {start} --data.path features-0.4 --out runs/kept")
+
+
+def test_a_tower_of_other_pairs_starts_a_run_without_labels(folder: Path) -> None:
+    trained, exported, embedded, connected = commands("cox-tower")
+    run(trained.replace("OTHER", "pairs"))
+    for modality in ("image", "text", "speech"):
+        run(exported.replace("$m", modality))
+    run(embedded)
+    run(connected)
+    assert (folder / "runs" / "cox-from-tower" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.long
