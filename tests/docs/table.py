@@ -46,7 +46,7 @@ ONE = "--epochs 1 --steps 2 --prepare_epochs 1 --seeds 1"
 PAIRS = {
     **{"fashion-speech": "pairs", "--seeds": "", "3": "", "8": "2", "six-view": "views"},
     **{"fashion-2000": "pairs", "engine.eval_every=0": "data.batch=16"},
-    **{"optim.schedule=cosine": "data.batch=16"},
+    **{"optim.schedule=cosine": "data.batch=16", "text=MINILM_FOLDER": "text=BERT_FOLDER"},
 }
 CELLS = "--epochs 1 --steps 2 --probe.epochs 1 --objectives clip"
 RULES = (
@@ -165,8 +165,8 @@ RULES = (
     Rule("outmodal report"),
     Rule("outmodal reproduce cox-table4 .* --plan", swap=PAIRS),
     Rule("outmodal reproduce cox-", also=f"{ONE} --objectives erm", swap=PAIRS, slow=True),
-    Rule("outmodal reproduce ume-", also=f"{ONE} --objectives naive", swap=PAIRS, slow=True),
-    Rule("outmodal reproduce inf", also=f"{ONE} --objectives joint-train", swap=PAIRS, slow=True),
+    Rule("outmodal reproduce ume-", also=f"{ONE} --objectives ume-mma", swap=PAIRS, slow=True),
+    Rule("outmodal reproduce inf", also=f"{ONE} --objectives infobridge", swap=PAIRS, slow=True),
     Rule("outmodal reproduce syn", also=f"{ONE} --objectives plain", swap=PAIRS, slow=True),
     Rule(
         "outmodal reproduce",
