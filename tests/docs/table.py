@@ -164,10 +164,13 @@ RULES = (
     Rule("outmodal export"),
     Rule("outmodal report"),
     Rule("outmodal reproduce cox-table4 .* --plan", swap=PAIRS),
+    Rule("outmodal reproduce cox-table4", also=f"{ONE} --objectives cox", swap=PAIRS, slow=True),
     Rule("outmodal reproduce cox-", also=f"{ONE} --objectives erm", swap=PAIRS, slow=True),
     Rule("outmodal reproduce ume-", also=f"{ONE} --objectives ume-mma", swap=PAIRS, slow=True),
     Rule("outmodal reproduce inf", also=f"{ONE} --objectives infobridge", swap=PAIRS, slow=True),
-    Rule("outmodal reproduce syn", also=f"{ONE} --objectives plain", swap=PAIRS, slow=True),
+    Rule(
+        "outmodal reproduce syn", also=f"{ONE} --objectives synergy-alpha0", swap=PAIRS, slow=True
+    ),
     Rule(
         "outmodal reproduce",
         also=CELLS,
