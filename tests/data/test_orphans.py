@@ -9,7 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from outmodal.data.claim import claimed
@@ -59,35 +62,38 @@ def write_half(folder: Path, begun: Connection, go: Connection) -> None:
         (folder / "half").unlink()
 
 
-def test_the_successor_waits_for_those_at_work(tmp_path: Path) -> None:
+def start_orphan(folder: Path) -> tuple[BaseProcess, Connection]:
+    """A process that has written half, and the link that lets it go on."""
     begun, told = FORK.Pipe()
     heard, go = FORK.Pipe()
-    orphan = FORK.Process(target=write_half, args=(tmp_path, told, heard))
+    orphan = FORK.Process(target=write_half, args=(folder, told, heard))
     orphan.start()
     begun.recv()
+    return orphan, go
+
+
+@contextmanager
+def going_on(orphan: BaseProcess, go: Connection) -> Iterator[None]:
+    """Let it go on a moment after this is entered, and see it end in peace."""
     later = threading.Timer(0.5, go.send, (None,))
     later.start()
-    wait_for_orphans(tmp_path)
-    assert not (tmp_path / "half").exists()
+    yield
     later.join()
     orphan.join()
     assert orphan.exitcode == 0
+
+
+def test_the_successor_waits_for_those_at_work(tmp_path: Path) -> None:
+    with going_on(*start_orphan(tmp_path)):
+        wait_for_orphans(tmp_path)
+        assert not (tmp_path / "half").exists()
 
 
 def test_who_claims_a_folder_waits_too(tmp_path: Path) -> None:
     with claimed(tmp_path, ".work", {"asked": 1}):
-        begun, told = FORK.Pipe()
-        heard, go = FORK.Pipe()
-        orphan = FORK.Process(target=write_half, args=(tmp_path, told, heard))
-        orphan.start()
-        begun.recv()
-    later = threading.Timer(0.5, go.send, (None,))
-    later.start()
-    with claimed(tmp_path, ".work", {"asked": 1}):
+        started = start_orphan(tmp_path)
+    with going_on(*started), claimed(tmp_path, ".work", {"asked": 1}):
         assert not (tmp_path / "half").exists()
-    later.join()
-    orphan.join()
-    assert orphan.exitcode == 0
 
 
 def begin_late(folder: Path, parent: int) -> None:

@@ -192,9 +192,8 @@ def test_a_pass_draws_nothing(dataset: Dataset) -> None:
     assert not one.x["pose"][[5, 17]].any()
 
 
-def test_far_shards_are_read_ahead_in_few_sweeps(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each coming read of a shard selects."""
     calls: list[int] = []
     original = samples_module.read_shard
 
@@ -203,6 +202,13 @@ def test_far_shards_are_read_ahead_in_few_sweeps(
         return original(place, select=select)
 
     monkeypatch.setattr(samples_module, "read_shard", reading)
+    return calls
+
+
+def test_far_shards_are_read_ahead_in_few_sweeps(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted_reads(monkeypatch)
     near = epochs(dataset, Noisy(dataset), config(cache_mb=0), count=1)
     singly, calls[:] = list(calls), []
     monkeypatch.setattr(LocalShard, "gap", property(lambda self: 1 << 20))
@@ -216,14 +222,7 @@ def test_rows_that_are_asked_for_out_of_turn_are_read_once(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that decode come to a block's rows in any order."""
-    calls: list[int] = []
-    original = samples_module.read_shard
-
-    def reading(place: Any, *, select: Any) -> Iterator[Any]:
-        calls.append(len(select))
-        return original(place, select=select)
-
-    monkeypatch.setattr(samples_module, "read_shard", reading)
+    calls = counted_reads(monkeypatch)
     monkeypatch.setattr(LocalShard, "gap", property(lambda self: 1 << 20))
     columns = (Column("pose", "pose"),)
     picks = Layout(tuple(i.samples for i in dataset.split("train").shards)).picks(np.arange(48))

@@ -25,6 +25,7 @@ from outmodal.data.parcel import receive, send
 from outmodal.data.samples import Reader
 from outmodal.data.stream import Loader, StreamConfig, choose_threads
 from outmodal.data.workers import Item, LostWorker
+from outmodal.forking import STOPS
 from tests.data.tiny import make_tiny
 
 SPEC = StreamSpec("all", "train", ("pose",), 8)
@@ -197,19 +198,19 @@ def test_a_report_while_the_loader_is_closed_touches_no_other_file(
         os.close(other)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, *workers._IGNORED])
+@pytest.mark.parametrize("number", [signal.SIGUSR2, *STOPS])
 def test_a_worker_that_is_signalled_before_it_is_set_up_lives(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Above all one that is asked for its stacks."""
-    asked, begun, original = tmp_path / "asked", tmp_path / "begun", workers._ignore_signals
+    asked, begun, original = tmp_path / "asked", tmp_path / "begun", workers.leave_stops_to_parent
 
     def slow() -> None:
         begun.touch()
         wait_for(asked)
         original()
 
-    monkeypatch.setattr(workers, "_ignore_signals", slow)
+    monkeypatch.setattr(workers, "leave_stops_to_parent", slow)
     with loader(dataset, workers=1) as reading:
         steps = reading.open_epoch([SPEC], seed=0, epoch=0, steps=6)
         got: list[Any] = []

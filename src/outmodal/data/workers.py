@@ -39,12 +39,12 @@ from outmodal.data.parcel import receive, send
 from outmodal.data.samples import Reader
 from outmodal.data.skips import SkipRecord
 from outmodal.errors import UserError
+from outmodal.forking import STOPS, held_back, leave_stops_to_parent
 
 AHEAD = 2
 """Steps that each worker prepares ahead."""
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SHOW_STACKS = signal.SIGUSR2
 _STACK_WAIT = 2.0  # seconds for a worker to show its stacks
 _END_WAIT = 30.0  # seconds for a worker whose link broke to end: a busy system takes its time
@@ -209,13 +209,8 @@ class WorkerPool:
     def _fork(self) -> None:
         context = multiprocessing.get_context("fork")
         settled = threading.current_thread() is threading.main_thread()
-        # what reaches a worker that has not set itself up waits until it has: these signals would
-        # end it, or be taken for the main process's own
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {_SHOW_STACKS, *_IGNORED})
-        try:
+        with held_back({_SHOW_STACKS, *STOPS}):  # until a worker has set itself up
             self._fork_all(context, settled)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _close_at_exit(self)
 
     def _fork_all(self, context: ForkContext, settled: bool) -> None:
@@ -285,11 +280,11 @@ def _serve(
     """Run the feeds that come, one after the other, until the link is closed."""
     for other in others:
         other.close()
-    _ignore_signals()
+    leave_stops_to_parent()
     if settled:
         _die_with_parent()
     faulthandler.register(_SHOW_STACKS, file=stacks, all_threads=True)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SHOW_STACKS, *_IGNORED})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {_SHOW_STACKS, *STOPS})
     torch.set_num_threads(1)
     reader.settle(number)
     with contextlib.suppress(EOFError, OSError):
@@ -339,9 +334,3 @@ def _die_with_parent() -> None:
     killed rank would wait for ever. Linux ties this to the thread that forks: only the main one."""
     with contextlib.suppress(OSError, AttributeError):  # no Linux
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
-def _ignore_signals() -> None:
-    """Leave signals to the main process: it stops at a step's end and then ends its workers."""
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from outmodal.forking import STOPS, held_back, leave_stops_to_parent
 
 
 class LastWords:
@@ -24,14 +23,10 @@ class LastWords:
 
     def __init__(self, say: Callable[[], None]) -> None:
         hears, self._link = os.pipe()
-        # what asks the whole group to stop must not find the child before it can ignore it
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-        try:
+        with held_back(STOPS):  # until the child ignores them
             self._child = os.fork()
             if not self._child:
-                _ignore_signals()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                leave_stops_to_parent()
         if self._child:
             os.close(hears)
             return
@@ -47,11 +42,6 @@ class LastWords:
         os.close(self._link)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self._child, 0)
-
-
-def _ignore_signals() -> None:
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _wait(hears: int, other: int, say: Callable[[], None]) -> None:
