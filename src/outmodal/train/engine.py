@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.errors import StoppedEarly, UserError
@@ -77,6 +78,7 @@ class Engine:
         folder: The run's folder, held.
         seed: The run's seed.
         stop: Being asked to stop; None listens for the length of `fit`.
+        shown: Show progress.
 
     Attributes:
         counted: Numbers to record at the end of each epoch; nothing unless it is set.
@@ -91,6 +93,7 @@ class Engine:
         folder: RunFolder,
         seed: int,
         stop: StopRequest | None = None,
+        shown: bool = True,
     ) -> None:
         self.method, self.feed, self.optim, self.config = method, feed, optim, config
         self.folder, self.seed, self.stop = folder, seed, stop or StopRequest()
@@ -113,6 +116,8 @@ class Engine:
         self.recorder = Recorder(config.log_every, self.total)
         self.counted: Counted = lambda specs, epoch, steps: {}
         self._steps = Steps(feed, config.accumulate)
+        self._modules: list[Module] = []
+        self._shown = shown and gather.is_main()
 
     # --- the loop ----------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class Engine:
             UserError: Too many gradients were not finite, a full disk, no readable checkpoint.
         """
         self._resume()
-        progress = Progress(self.total, self.at.step, gather.is_main())
+        progress = Progress(self.total, self.at.step, self._shown)
         with self.stop, self.watchdog, progress:
             for epoch in range(self.at.epoch, self.config.epochs):
                 self._train_epoch(epoch, progress)
@@ -149,6 +154,7 @@ class Engine:
             logs = self.method.on_epoch_start(epoch, stage, self.passes)
             self.recorder.write(self.at.step, epoch, stage, "epoch", logs)
             self.at = replace(self.at, started=True)
+        self._modules = list(self.backend.router.modules())  # a walk is too slow for each step
         for micro in self._batches(epoch, stage):
             values, leave = self._step(micro, stage)
             self.watchdog.beat(f"step {self.at.step}")
@@ -167,7 +173,7 @@ class Engine:
     ) -> tuple[dict[str, float], bool]:
         """One optimizer step; returns what to log (nothing on most steps) and whether to stop."""
         lr = self._set_lr()
-        if not all(module.training for module in self.backend.router.modules()):
+        if not all(module.training for module in self._modules):
             self.backend.router.train()  # only then: to set it everywhere takes longer than to look
         self.backend.start_step()
         losses: list[Tensor] = []
@@ -336,4 +342,4 @@ class Engine:
         self.saver.close()
         self.recorder.close()
         self.backend.close()
-        del self.layout, self.passes, self.ema, self.saver
+        del self.layout, self.passes, self.ema, self.saver, self._modules

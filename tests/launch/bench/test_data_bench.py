@@ -22,6 +22,7 @@ from outmodal.launch.bench.data_peer import MEAN, STD, CroppedPicture, Peer
 from outmodal.launch.bench.data_sets import photo_set
 from outmodal.launch.bench.spending import tree_cpu
 from outmodal.launch.commands.bench import run
+from tests.data.tiny import make_tiny
 
 TINY = Settings(samples=16, workers=(1,), rounds=1, batch=8, size=32)
 
@@ -61,6 +62,18 @@ def test_the_peer_does_what_it_stands_for(tmp_path: Path) -> None:
     grey = CroppedPicture(24, (0.5, 1.0))(Image.new("RGB", (50, 40), (51, 102, 255)))
     wanted = (torch.tensor([0.2, 0.4, 1.0]) - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(grey[:, 5, 5], wanted)
+
+
+def test_the_endless_peer_gives_full_batches_of_samples_with_picture_and_label(
+    tmp_path: Path,
+) -> None:
+    dataset = make_tiny(tmp_path, 24, 2, ("image", "pose"), missing={"image": {0, 3, 6}})
+    prepare = CroppedPicture(8, (1.0, 1.0), flip=True)
+    peer = Peer(dataset, "image", prepare, 10, workers=0, labels=True, endless=True)
+    steps = [step for _, step in zip(range(6), peer.labelled(), strict=False)]  # 60 of 21 samples
+    peer.close()
+    assert all(tuple(x.shape) == (10, 3, 8, 8) and label.shape == (10,) for x, label in steps)
+    assert {n for _, label in steps for n in label.tolist()} == {0, 1, 2}
 
 
 def test_other_kinds(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ Prepare = Callable[[Any], Tensor]
 
 
 class Peer:
-    """Batches [B, ...] of float32 from a data set's train split, epoch after epoch.
+    """Batches [B, ...] of float32 from a split, epoch after epoch.
 
     Args:
         dataset: A local data set.
@@ -42,26 +42,48 @@ class Peer:
         prepare: The member's bytes (a PIL image of pictures) to a tensor.
         batch: Rows of a batch; a worker's last batch may have fewer.
         workers: Processes, which live as long as this object; 0 reads in this one.
+        split: Of the data set.
+        labels: Read them too, see `labelled`.
+        endless: Draw shards again and again, so that there is one epoch, of full batches. The
+            buffer then stays as it was filled first, so that what a turn takes does not change.
+        pin: Give batches in pinned memory.
     """
 
     def __init__(
-        self, dataset: Dataset, modality: str, prepare: Prepare, batch: int, workers: int
+        self,
+        dataset: Dataset,
+        modality: str,
+        prepare: Prepare,
+        batch: int,
+        workers: int,
+        *,
+        split: str = "train",
+        labels: bool = False,
+        endless: bool = False,
+        pin: bool = False,
     ) -> None:
         spec = dataset.modality(modality)
         member = f"{modality}.{spec.ext}"
-        decoders = [wds.decode("pilrgb")] if spec.kind == "image" and spec.ext != "npy" else []
-        shards = [str(dataset.shard_path(s)) for s in dataset.split("train").shards]
+        pictures = spec.kind == "image" and spec.ext != "npy"
+        decoders = [wds.decode("pilrgb", only=[member])] if pictures else []
+        wanted = {member, "cls"} if labels else {member}
+        shards = [str(dataset.shard_path(s)) for s in dataset.split(split).shards]
+        sources = (
+            [wds.ResampledShards(shards)]
+            if endless
+            else [wds.SimpleShardList(shards), wds.detshuffle()]
+        )
         pipeline = wds.DataPipeline(
-            wds.SimpleShardList(shards),
-            wds.detshuffle(),
+            *sources,
             wds.split_by_worker,
             wds.tarfile_to_samples(),
-            wds.shuffle(bufsize=SHUFFLED, initial=FIRST),
+            wds.select(wanted.issubset),
+            wds.shuffle(bufsize=FIRST if endless else SHUFFLED, initial=FIRST),
             *decoders,
-            wds.rename(x=member),
-            wds.map_dict(x=prepare),
-            wds.to_tuple("x"),
-            wds.batched(batch, partial=True),
+            wds.rename(x=member, **({"label": "cls"} if labels else {})),
+            wds.map_dict(x=prepare, **({"label": int} if labels else {})),
+            wds.to_tuple("x", *(["label"] if labels else [])),
+            wds.batched(batch, partial=not endless),
         )
         self._loader: DataLoader[Any] = DataLoader(
             pipeline,
@@ -69,13 +91,19 @@ class Peer:
             shuffle=False,
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=pin,
             multiprocessing_context="fork" if workers else None,
         )
 
     def epoch(self) -> Iterator[Tensor]:
         """Yield the batches of one pass over the split."""
-        for (x,) in self._loader:
+        for x, *_ in self._loader:
             yield x
+
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with the labels [B] int64."""
+        for x, label in self._loader:
+            yield x, torch.as_tensor(label)
 
     def close(self) -> None:
         """End the workers."""
@@ -85,10 +113,11 @@ class Peer:
 
 
 class CroppedPicture:
-    """open_clip's training transform: see the module."""
+    """open_clip's training transform: see the module. With `flip` every other picture, by chance,
+    is mirrored, as is usual for classification."""
 
-    def __init__(self, size: int, scale: tuple[float, float]) -> None:
-        self.size, self.scale = size, scale
+    def __init__(self, size: int, scale: tuple[float, float], *, flip: bool = False) -> None:
+        self.size, self.scale, self.flip = size, scale, flip
         self.mean = torch.tensor(MEAN)[:, None, None]
         self.std = torch.tensor(STD)[:, None, None]
         self._rng: np.random.Generator | None = None
@@ -99,6 +128,8 @@ class CroppedPicture:
         box = random_resized_crop_box(image.height, image.width, self.scale, RATIO, self._rng)
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
         part = image.crop(corners).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        if self.flip and self._rng.random() < 0.5:
+            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         planes = torch.from_numpy(np.array(part.convert("RGB"), copy=True)).permute(2, 0, 1)
         scaled = planes.contiguous().to(torch.float32).div(255)
         return scaled.clone().sub_(self.mean).div_(self.std)

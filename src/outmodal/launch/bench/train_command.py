@@ -20,15 +20,15 @@ class TrainArgs:
     and in its way. Each run trains an MLP on random vectors.
 
     With --recipe instead: images a second of that recipe, of plain cross-entropy on the same model
-    and of a bare PyTorch loop, in turns. Takes every key of the recipe too; --batch, --steps (of a
-    turn), --rounds and --threads hold there as well."""
+    and of a bare PyTorch loop, in turns, on random inputs and, with --data, on shards. Takes every
+    key of the recipe; --batch, --steps (of a turn), --rounds and --threads hold there as well."""
 
     what: tuple[str, ...] = ()
     """checkpoints, scaling; both where none is named."""
     recipe: str = ""
     """A recipe of supervised training or synergy to measure."""
     data: str = "synthetic"
-    """With --recipe: random inputs, or a data set, which is measured beside those."""
+    """With --recipe: random inputs, or a data set whose shards all loops read after those."""
     classes: int = 1000
     """With --recipe: classes of the random labels."""
     strategies: tuple[str, ...] = STRATEGIES

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from outmodal.data.batch import Batch, StreamSpec
 from outmodal.models.features import unit_norm
@@ -150,8 +151,9 @@ def latent_rows(z: Tensor, target: Tensor, loss: LatentLoss, reduction: Reductio
     target = target.detach().float()
     if loss == "cosine":
         return 1.0 - (unit_norm(z) * unit_norm(target)).sum(dim=1)
-    square = (z.float() - target).square()
-    return square.mean(dim=1) if reduction == "mean" else 0.5 * square.sum(dim=1)
+    # a sum first: the gradient of a mean along rows is written out in full once more
+    square = F.mse_loss(z.float(), target, reduction="none").sum(dim=1)
+    return square / z.shape[1] if reduction == "mean" else 0.5 * square
 
 
 __all__ = ["Synergy", "latent_rows"]
