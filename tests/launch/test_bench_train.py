@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,20 +93,32 @@ SMALL = [
 ]
 
 
+Measured = Callable[..., dict[str, Any]]
+"""Options -> the answer on random inputs and on a tiny data set of pictures."""
+
+
 @pytest.fixture
 def own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of the tests goes on and gives its memory back; see test_allocator."""
     monkeypatch.setattr(steps, "keep_memory", lambda: True)
 
 
-@pytest.mark.usefixtures("own_memory")
-def test_a_recipe_is_measured_beside_a_bare_loop_and_on_shards(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def measured(own_memory: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Measured:
+    """Runs the command."""
     data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
-    more = ["--data", str(data.root), "--data.eval_split", "test", "--data.streams", "2"]
-    assert main(["bench", "train", *SMALL, *more, "--json"]) == 0
-    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
+    real = ["--data", str(data.root), "--data.eval_split", "test", "--data.streams", "2"]
+
+    def run(*options: str) -> dict[str, Any]:
+        assert main(["bench", "train", *SMALL, *real, *options, "--json"]) == 0
+        answer: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+        return answer
+
+    return run
+
+
+def test_a_recipe_is_measured_beside_a_bare_loop_and_on_shards(measured: Measured) -> None:
+    answer = measured()
     loops = {"bare", "again", "plain", "recipe"}
     for found in (answer, answer["shards"]):
         assert set(found["runs"]) == loops
@@ -120,19 +133,15 @@ def test_a_recipe_is_measured_beside_a_bare_loop_and_on_shards(
     assert answer["environment"]["torch"] == torch.__version__
     assert answer["settings"]["batch"] == 8
     text = steps_table(answer)
-    for words in ("overhead over the bare loop", "synergy over plain", "over the peer"):
+    for words in ("overhead over the bare loop", "synergy over plain", "of the synthetic rate"):
         assert words in text
+    assert "recipe over the peer" in text
 
 
-@pytest.mark.usefixtures("own_memory")
 def test_engines_go_through_epochs_of_their_own_and_intervals_come_with_rounds(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    measured: Measured,
 ) -> None:
-    data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
-    keys = ["--data.eval_split", "test", "--data.streams", "2", "--engine.eval_every", "1"]
-    more = ["--data", str(data.root), "--rounds", "7", *keys, "--json"]  # 16 steps, 8 an epoch
-    assert main(["bench", "train", *SMALL, *more]) == 0
-    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
+    answer = measured("--rounds", "7", "--engine.eval_every", "1")  # 16 steps, 8 an epoch
     for found in (answer, answer["shards"]):
         for name in ("overhead", "synergy_overhead", "control"):
             low, high = found["intervals"][name]
@@ -140,28 +149,36 @@ def test_engines_go_through_epochs_of_their_own_and_intervals_come_with_rounds(
     assert "peer" in steps_table(answer)
 
 
-@pytest.mark.usefixtures("own_memory")
 def test_what_ends_the_peer_does_not_cost_the_figures(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no space left in /dev/shm")
 
     monkeypatch.setattr(step_shards, "Peer", broken)
-    data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
-    more = ["--data", str(data.root), "--data.eval_split", "test", "--data.streams", "2"]
-    assert main(["bench", "train", *SMALL, *more, "--json"]) == 0
-    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert answer["shards"]["runs"]["recipe"]["images_per_s"] > 0
+    found = measured()["shards"]
+    assert found["runs"]["recipe"]["images_per_s"] > 0
+    assert found["peer"] is None
+    assert found["no_peer"] == "it ended with RuntimeError: no space left in /dev/shm"
+
+
+def test_plain_training_and_pictures_that_the_peer_does_not_read(measured: Measured) -> None:
+    answer = measured(
+        *("--method.alpha", "0", "--method.latent_map", "side"),
+        *("--learners.0.input.size", "16", "8"),
+    )
+    for found in (answer, answer["shards"]):
+        assert set(found["runs"]) == {"bare", "again", "recipe"}
+        assert found["synergy_overhead"] is None
     assert answer["shards"]["peer"] is None
-    assert answer["shards"]["no_peer"] == "it ended with RuntimeError: no space left in /dev/shm"
+    assert "no peer" in steps_table(answer)
 
 
+@pytest.mark.usefixtures("own_memory")
 def test_a_data_set_that_does_not_fit_is_refused_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "_synthetic", lambda *args: pytest.fail("measured"))
-    monkeypatch.setattr(steps, "keep_memory", lambda: True)
     data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
     for options, words in (
         ([str(data.root)], "no split 'val'"),
@@ -170,22 +187,6 @@ def test_a_data_set_that_does_not_fit_is_refused_before_anything_is_measured(
     ):
         with pytest.raises(UserError, match=words):
             bench.run(["train", *SMALL, "--data", *options])
-
-
-@pytest.mark.usefixtures("own_memory")
-def test_plain_training_and_pictures_that_the_peer_does_not_read(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    data = make_tiny(tmp_path / "data", 64, 2, ("image",), test=8)
-    keys = ["--method.alpha", "0", "--method.latent_map", "side", "--data.eval_split", "test"]
-    keys += ["--data.streams", "2", "--learners.0.input.size", "16", "8"]
-    assert main(["bench", "train", *SMALL, "--data", str(data.root), *keys, "--json"]) == 0
-    answer = json.loads(capfd.readouterr().out.splitlines()[-1])
-    for found in (answer, answer["shards"]):
-        assert set(found["runs"]) == {"bare", "again", "recipe"}
-        assert found["synergy_overhead"] is None
-    assert answer["shards"]["peer"] is None
-    assert "no peer" in steps_table(answer)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +216,11 @@ def test_turns_are_taken_and_a_failure_ends_all() -> None:
 
         return run
 
-    spent = run_in_turns({n: loop(n) for n in "ab"}, 2, 3, torch.device("cpu"))
-    rounds = ["".join(order)[i : i + 4] for i in (0, 4, 8)]
-    assert set(rounds) <= {"aabb", "bbaa"}
-    assert {name: len(turns) for name, turns in spent.items()} == {"a": 3, "b": 3}
+    spent = run_in_turns({n: loop(n) for n in "ab"}, 2, 11, torch.device("cpu"))
+    rounds = ["".join(order)[i : i + 4] for i in range(0, len(order), 4)]
+    assert len(rounds) == 12  # one more, to warm up
+    assert set(rounds) == {"aabb", "bbaa"}
+    assert {name: len(turns) for name, turns in spent.items()} == {"a": 11, "b": 11}
 
     def broken(before_step: Callable[[], None]) -> None:
         before_step()

@@ -154,7 +154,8 @@ class Engine:
             logs = self.method.on_epoch_start(epoch, stage, self.passes)
             self.recorder.write(self.at.step, epoch, stage, "epoch", logs)
             self.at = replace(self.at, started=True)
-        self._modules = list(self.backend.router.modules())  # a walk is too slow for each step
+        # once an epoch, as methods that change parts do so at its start: too slow for each step
+        self._modules = list(self.backend.router.modules())
         for micro in self._batches(epoch, stage):
             values, leave = self._step(micro, stage)
             self.watchdog.beat(f"step {self.at.step}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -59,7 +60,9 @@ def test_the_peer_does_what_it_stands_for(tmp_path: Path) -> None:
     peer.close()
     assert [tuple(x.shape) for x in batches] == [(4, 3, 24, 24), (4, 3, 24, 24), (2, 3, 24, 24)]
     assert batches[0].dtype == torch.float32
-    grey = CroppedPicture(24, (0.5, 1.0))(Image.new("RGB", (50, 40), (51, 102, 255)))
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), (51, 102, 255)).save(file, "PNG")
+    grey = CroppedPicture(24, (0.5, 1.0))(file.getvalue())
     wanted = (torch.tensor([0.2, 0.4, 1.0]) - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(grey[:, 5, 5], wanted)
 

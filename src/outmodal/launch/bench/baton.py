@@ -114,27 +114,27 @@ class Baton:
 def run_in_turns(
     loops: Mapping[str, Loop],
     steps: int,
-    turns: int,
+    rounds: int,
     device: torch.device,
     cpu: Callable[[], float] = time.process_time,
 ) -> dict[str, list[Spent]]:
-    """What every turn of every loop took.
+    """What every turn of every loop took, but for the first, which warms up.
 
     Args:
         loops: By name.
         steps: Of a turn.
-        turns: Of each loop.
+        rounds: Turns of each loop that count.
         device: Where they run.
         cpu: Seconds of CPU time spent so far: this process's, or with what it has started.
 
     Raises:
         Exception: What a loop raised.
     """
+    turns = rounds + 1
     progress = Progress(turns * len(loops))
     baton = Baton(list(loops), steps, turns, device, cpu, progress)
     failures: list[BaseException] = []
     threads = torch.get_num_threads()
-
     ended = {name: threading.Event() for name in loops}
 
     def run(name: str, loop: Loop) -> None:
@@ -155,7 +155,7 @@ def run_in_turns(
         _run_all(running, ended, baton)
     if failures:
         raise failures[0]
-    return baton.spent
+    return {name: spent[1:] for name, spent in baton.spent.items()}
 
 
 def _run_all(

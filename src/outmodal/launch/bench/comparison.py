@@ -42,7 +42,7 @@ def compared(spent: Turns, images: int, *, wall: bool) -> dict[str, Any]:
     """What the loops `bare`, `again`, `recipe` and, if it is another, `plain` say.
 
     Args:
-        spent: Their turns, without those that warmed them up.
+        spent: Their turns.
         images: Of a turn.
         wall: Compare time on the wall, of a GPU for instance; else CPU time.
 
@@ -52,17 +52,18 @@ def compared(spent: Turns, images: int, *, wall: bool) -> dict[str, Any]:
         each that there is.
     """
     plain = "plain" if "plain" in spent else "recipe"
+    pairs = {"overhead": (plain, "bare"), "control": ("again", "bare")}
+    if plain == "plain":
+        pairs["synergy_overhead"] = ("recipe", plain)
     found = {
-        "overhead": excess(spent[plain], spent["bare"], wall=wall),
-        "synergy_overhead": excess(spent["recipe"], spent[plain], wall=wall),
-        "control": excess(spent["again"], spent["bare"], wall=wall),
+        name: excess(spent[slow], spent[fast], wall=wall) for name, (slow, fast) in pairs.items()
     }
-    if plain == "recipe":
-        del found["synergy_overhead"]
-    names = ("overhead", "synergy_overhead", "control")
-    values = {name: found[name].median if name in found else None for name in names}
-    intervals = {name: one.interval for name, one in found.items()}
-    return {"runs": rates(spent, images), **values, "intervals": intervals}
+    return {
+        "runs": rates(spent, images),
+        "synergy_overhead": None,
+        **{name: one.median for name, one in found.items()},
+        "intervals": {name: one.interval for name, one in found.items()},
+    }
 
 
 def rates(spent: Turns, images: int) -> dict[str, dict[str, float]]:

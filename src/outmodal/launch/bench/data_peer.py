@@ -39,7 +39,7 @@ class Peer:
     Args:
         dataset: A local data set.
         modality: Its only modality that is read.
-        prepare: The member's bytes (a PIL image of pictures) to a tensor.
+        prepare: The member's bytes to a tensor.
         batch: Rows of a batch; a worker's last batch may have fewer.
         workers: Processes, which live as long as this object; 0 reads in this one.
         split: Of the data set.
@@ -64,8 +64,6 @@ class Peer:
     ) -> None:
         spec = dataset.modality(modality)
         member = f"{modality}.{spec.ext}"
-        pictures = spec.kind == "image" and spec.ext != "npy"
-        decoders = [wds.decode("pilrgb", only=[member])] if pictures else []
         wanted = {member, "cls"} if labels else {member}
         shards = [str(dataset.shard_path(s)) for s in dataset.split(split).shards]
         sources = (
@@ -79,7 +77,6 @@ class Peer:
             wds.tarfile_to_samples(),
             wds.select(wanted.issubset),
             wds.shuffle(bufsize=FIRST if endless else SHUFFLED, initial=FIRST),
-            *decoders,
             wds.rename(x=member, **({"label": "cls"} if labels else {})),
             wds.map_dict(x=prepare, **({"label": int} if labels else {})),
             wds.to_tuple("x", *(["label"] if labels else [])),
@@ -122,7 +119,9 @@ class CroppedPicture:
         self.std = torch.tensor(STD)[:, None, None]
         self._rng: np.random.Generator | None = None
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, data: bytes) -> Tensor:
+        with Image.open(io.BytesIO(data)) as file:
+            image = file.convert("RGB")
         if self._rng is None:  # in the worker
             self._rng = np.random.default_rng(torch.initial_seed())
         box = random_resized_crop_box(image.height, image.width, self.scale, RATIO, self._rng)
@@ -130,7 +129,7 @@ class CroppedPicture:
         part = image.crop(corners).resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and self._rng.random() < 0.5:
             part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        planes = torch.from_numpy(np.array(part.convert("RGB"), copy=True)).permute(2, 0, 1)
+        planes = torch.from_numpy(np.array(part, copy=True)).permute(2, 0, 1)
         scaled = planes.contiguous().to(torch.float32).div(255)
         return scaled.clone().sub_(self.mean).div_(self.std)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,12 @@ class Side:
     Attributes:
         config: Its run.
         method: Made for it.
-        steps: Opens its batches, without end.
+        steps: Its batches, without end.
     """
 
     config: RunConfig
     method: Method
-    steps: Callable[[], Iterator[Step]]
+    steps: Iterator[Step]
 
 
 def check_recipe(config: RunConfig) -> None:
@@ -54,11 +53,11 @@ def check_recipe(config: RunConfig) -> None:
             "bench train --recipe measures supervised training of one learner (erm, synergy), and "
             f"method '{method.name}' is of another kind: choose a recipe of one of those"
         )
-    guide = getattr(method, "guide", "")
-    if guide:
+    if isinstance(method, SynergyConfig) and method.guide:
         raise UserError(
-            f"method.guide reads features of '{guide}' from a data set, which random inputs do not "
-            "have: measure the recipe with sentences of a helper (targets: text, level 1 or 2)"
+            f"method.guide reads features of '{method.guide}' from a data set, which random inputs "
+            "do not have: measure the recipe with sentences of a helper (targets: text, level 1 or "
+            "2)"
         )
 
 
@@ -88,12 +87,9 @@ def make_loops(
         stack: Takes the engines down.
         device: Where.
     """
-    loops: dict[str, Loop] = {}
-    for name, side in zip(("bare", "again"), by_hand, strict=True):
-        model = side.method
-        assert isinstance(model, Supervised)
-        given = partial(_given, side.steps, model.unknown, device)
-        loops[name] = _BareLoop(model, side.config, given, device)
+    loops = {
+        name: _by_hand(side, device) for name, side in zip(("bare", "again"), by_hand, strict=True)
+    }
     for name, side in sides.items():
         loop = _EngineLoop(side, root / name)
         stack.callback(loop.close)
@@ -101,25 +97,23 @@ def make_loops(
     return loops
 
 
-def _given(
-    steps: Callable[[], Iterator[Step]], unknown: str, device: torch.device
-) -> Iterator[Given]:
-    for step in steps():
+def _by_hand(side: Side, device: torch.device) -> Loop:
+    model = side.method
+    assert isinstance(model, Supervised)
+
+    def loop(before_step: Callable[[], None]) -> None:
+        given = _given(side.steps, model.unknown, device)
+        bare_loop(model, side.config, given, device, before_step)
+
+    return loop
+
+
+def _given(steps: Iterator[Step], unknown: str, device: torch.device) -> Iterator[Given]:
+    for step in steps:
         (batch,) = step.values()
         if batch.later or batch.mixer is not None:
             batch = batch.to(device)
         yield Given(batch.x[unknown], batch.label, batch.mixed)
-
-
-@dataclass(frozen=True)
-class _BareLoop:
-    model: Supervised
-    config: RunConfig
-    given: Callable[[], Iterator[Given]]
-    device: torch.device
-
-    def __call__(self, before_step: Callable[[], None]) -> None:
-        bare_loop(self.model, self.config, self.given(), self.device, before_step)
 
 
 class _Feed:
@@ -131,21 +125,20 @@ class _Feed:
 
     before_step: Callable[[], None]
 
-    def __init__(self, steps: Callable[[], Iterator[Step]]) -> None:
+    def __init__(self, steps: Iterator[Step]) -> None:
         self._steps = steps
 
     def epoch(
         self, specs: Sequence[StreamSpec], epoch: int, start_step: int, steps: int
     ) -> Iterator[Step]:
         """The engine's batches."""
-        source = self._steps()
         while True:
             self.before_step()
-            yield next(source)
+            yield next(self._steps)
 
     def full_pass(self, spec: StreamSpec) -> Iterator[Batch]:
-        """Nothing is evaluated."""
-        raise NotImplementedError
+        """Nothing is evaluated: the recipe's `engine.eval_every` is set to 0."""
+        raise RuntimeError("a benchmark of steps makes no pass over a split")
 
     def state(self) -> dict[str, Any]:
         """Nothing is kept."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,6 @@ from outmodal.train.run import make_method, make_transforms
 
 _MOST_WORKERS = 8
 """Of the peer: each holds a thousand pictures and two batches."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What is measured.
-
-    Attributes:
-        batch: Images of a step.
-        steps: Of a turn.
-        rounds: Turns that count; one more warms up.
-    """
-
-    batch: int
-    steps: int
-    rounds: int
 
 
 class Reading:
@@ -101,8 +86,7 @@ class Reading:
         if self._shared is None:
             source = self._all()
             self._shared = chain([next(source)], source)
-        shared = self._shared
-        return Side(config, self.method(config), lambda: shared)
+        return Side(config, self.method(config), self._shared)
 
     def _all(self) -> Iterator[Step]:
         """Epoch after epoch."""
@@ -112,25 +96,25 @@ class Reading:
             )
 
 
-def on_shards(reading: Reading, turn: Turn) -> dict[str, Any]:
-    """Figures of all loops on a data set.
+def on_shards(reading: Reading, steps: int, rounds: int) -> dict[str, Any]:
+    """Figures of all loops on a data set, from `rounds` turns of `steps` steps.
 
     Returns:
         As `compared`, and in "peer" its rates and "over_peer", how many times as many images a
         second of the wall the recipe trains; None where there are none, and then "no_peer" says
         why.
     """
-    spent = _loops_spent(reading, turn)
+    spent = _loops_spent(reading, steps, rounds)
     wall = reading.device.type == "cuda"
-    found = compared(spent, turn.batch * turn.steps, wall=wall)
-    peer, why = _peer_rates(reading, turn)
+    found = compared(spent, reading.config.data.batch * steps, wall=wall)
+    peer, why = _peer_rates(reading, steps, rounds)
     if peer is not None:
         over = found["runs"]["recipe"]["images_per_s"] / peer["images_per_s"]
         peer = {**peer, "over_peer": over}
     return {**found, "peer": peer, "no_peer": why}
 
 
-def _loops_spent(reading: Reading, turn: Turn) -> Turns:
+def _loops_spent(reading: Reading, steps: int, rounds: int) -> Turns:
     """The loops' turns; their models and optimizers are gone afterwards."""
     config = reading.config
     with ExitStack() as stack:
@@ -139,17 +123,16 @@ def _loops_spent(reading: Reading, turn: Turn) -> Turns:
         sides["recipe"] = reading.side(config)
         by_hand = (reading.side(plain), reading.side(plain))
         loops = make_loops(sides, by_hand, reading.folder, stack, reading.device)
-        spent = run_in_turns(loops, turn.steps, turn.rounds + 1, reading.device, tree_cpu)
-    return {name: turns[1:] for name, turns in spent.items()}
+        return run_in_turns(loops, steps, rounds, reading.device, tree_cpu)
 
 
-def _peer_rates(reading: Reading, turn: Turn) -> tuple[dict[str, float] | None, str]:
+def _peer_rates(reading: Reading, steps: int, rounds: int) -> tuple[dict[str, float] | None, str]:
     """The bare loop on what webdataset reads, or None and why not."""
     model = reading.method(plain_of(reading.config))
     prepare = _prepare(reading, model)
     if isinstance(prepare, str):
         return None, prepare
-    split = reading.config.data.train_split
+    split, batch = reading.config.data.train_split, reading.config.data.batch
     shards = len(reading.dataset.split(split).shards)
     try:
         with ExitStack() as stack:
@@ -157,7 +140,7 @@ def _peer_rates(reading: Reading, turn: Turn) -> tuple[dict[str, float] | None, 
                 reading.dataset,
                 model.unknown,
                 prepare,
-                turn.batch,
+                batch,
                 min(_MOST_WORKERS, len(os.sched_getaffinity(0)), shards),
                 split=split,
                 labels=True,
@@ -170,11 +153,10 @@ def _peer_rates(reading: Reading, turn: Turn) -> tuple[dict[str, float] | None, 
                 given = (Given(x, label) for x, label in peer.labelled())
                 bare_loop(model, plain_of(reading.config), given, reading.device, before_step)
 
-            cpu, device = tree_cpu, reading.device
-            spent = run_in_turns({"peer": loop}, turn.steps, turn.rounds + 1, device, cpu)
+            spent = run_in_turns({"peer": loop}, steps, rounds, reading.device, tree_cpu)
     except Exception as error:  # noqa: BLE001 - not our code: it must not cost our own figures
         return None, f"it ended with {type(error).__name__}: {error}"
-    return rates({"peer": spent["peer"][1:]}, turn.batch * turn.steps)["peer"], ""
+    return rates(spent, batch * steps)["peer"], ""
 
 
 def _prepare(reading: Reading, model: Supervised) -> CroppedPicture | str:

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from outmodal.launch.bench.step_loops import (
     make_loops,
     plain_of,
 )
-from outmodal.launch.bench.step_shards import Reading, Turn, on_shards
+from outmodal.launch.bench.step_shards import Reading, on_shards
 from outmodal.launch.config import RunConfig, load_config, set_keys
 from outmodal.launch.plan.hardware import GPUS
 from outmodal.launch.plan.subject import Described, Subject
@@ -83,7 +82,6 @@ def bench_steps(settings: StepSettings) -> dict[str, Any]:
         "precision": config.engine.precision,
         "compiled": config.engine.compile,
     }
-    turn = Turn(settings.batch, settings.steps, settings.rounds)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outmodal-bench-")))
         stack.callback(gather.close_world)
@@ -92,7 +90,7 @@ def bench_steps(settings: StepSettings) -> dict[str, Any]:
         reading = Reading(config, root / "shards", stack, device) if real else None
         result |= _synthetic(config, settings, root / "synthetic", device)
         if reading is not None:
-            found = on_shards(reading, turn)
+            found = on_shards(reading, settings.steps, settings.rounds)
             rates = (found["runs"]["recipe"], result["runs"]["recipe"])
             over = rates[0]["images_per_s"] / rates[1]["images_per_s"]
             result["shards"] = {**found, "of_synthetic": over}
@@ -106,10 +104,9 @@ def _synthetic(
     with ExitStack() as stack:
         sides, by_hand = _sides(config, settings)
         loops = make_loops(sides, by_hand, root, stack, device)
-        spent = run_in_turns(loops, settings.steps, settings.rounds + 1, device)
-        turns = {name: turns[1:] for name, turns in spent.items()}
+        spent = run_in_turns(loops, settings.steps, settings.rounds, device)
         method = sides["recipe"].method
-        found = compared(turns, settings.batch * settings.steps, wall=device.type == "cuda")
+        found = compared(spent, settings.batch * settings.steps, wall=device.type == "cuda")
         rate = found["runs"]["recipe"]["images_per_s"]
         trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
         return {"parameters": trained, **found, "mfu": _utilisation(sides["recipe"], rate, device)}
@@ -152,7 +149,7 @@ def _sides(config: RunConfig, settings: StepSettings) -> tuple[dict[str, Side], 
     made = _random_steps(Subject(config, described), settings.batch)
 
     def side(run: RunConfig) -> Side:
-        return Side(run, Subject(run, described).method, partial(cycle, made))
+        return Side(run, Subject(run, described).method, cycle(made))
 
     plain = plain_of(config)
     named = {"plain": side(plain)} if helped(config) else {}
@@ -177,7 +174,7 @@ def _utilisation(side: Side, rate: float, device: torch.device) -> float | None:
         return None
     method = side.method
     assert isinstance(method, Supervised)
-    x = next(iter(next(side.steps()).values())).x[method.unknown][:2].to(device)
+    x = next(iter(next(side.steps).values())).x[method.unknown][:2].to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         Classifier(method)(x)
     return float(3 * counter.get_total_flops() / 2 * rate / known[0].bf16)
