@@ -21,6 +21,10 @@ Loop = Callable[[Callable[[], None]], None]
 """Takes what it has to call before each of its steps, and goes on for ever."""
 
 
+_AWAKE_AFTER = 0.2
+"""Seconds after which a signal is noticed at the latest."""
+
+
 class _EnoughError(Exception):
     """Ends a loop whose turns are over."""
 
@@ -163,20 +167,22 @@ def _run_all(
 ) -> None:
     """Start threads and wait until they have ended, after an interrupt too: it lets them finish
     their step. (Events, since an interrupted `Thread.join` of CPython 3.11 takes a thread that runs
-    for one that has ended.)"""
+    for one that has ended; with a limit, since a signal that arrives just before a thread sleeps on
+    a lock does not wake it.)"""
     interrupted: BaseException | None = None
     try:
         for thread in running:
             thread.start()
     except BaseException as error:  # noqa: BLE001 - raised below
         interrupted = error
-        baton.fail()
-    for thread in running:
-        while thread.ident is not None and not ended[thread.name].is_set():
-            try:
-                ended[thread.name].wait()
-            except BaseException as error:  # noqa: BLE001 - raised below
-                interrupted = interrupted or error
+    left = list(running)
+    while left:
+        try:
+            if interrupted is not None:
                 baton.fail()
+            if left[0].ident is None or ended[left[0].name].wait(_AWAKE_AFTER):
+                del left[0]
+        except BaseException as error:  # noqa: BLE001 - raised below
+            interrupted = interrupted or error
     if interrupted is not None:
         raise interrupted
